@@ -1,0 +1,166 @@
+// The exported functions: arguments are checked and an instruction set is chosen here.
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+#include <string>
+
+#include "isa/kernels.h"
+#include "regard/attention.h"
+#include "threads.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace regard {
+namespace {
+
+#if defined(__x86_64__)
+struct Features {
+  bool avx2, avx512;
+};
+
+// From the processor's feature bits, and what the operating system saves of its registers.
+Features detect() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return {false, false};
+  const bool fma = c & bit_FMA, f16c = c & bit_F16C, osxsave = c & bit_OSXSAVE;
+  if (!osxsave || !fma || !f16c) return {false, false};
+  unsigned saved, high;
+  __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  const bool ymm = (saved & 0x06) == 0x06, zmm = (saved & 0xe6) == 0xe6;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {false, false};
+  const unsigned wide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+  const bool avx2 = ymm && (b & bit_AVX2);
+  return {avx2, avx2 && zmm && (b & wide) == wide};
+}
+#endif
+
+// Those that this machine can run, best first; null ends the list.
+const Kernels *const *available() {
+  static const Kernels *list[4] = {};
+  static const bool filled = [] {
+    int n = 0;
+#if defined(__x86_64__)
+    const Features features = detect();
+    if (features.avx512) list[n++] = &avx512_kernels;
+    if (features.avx2) list[n++] = &avx2_kernels;
+#endif
+    list[n++] = &baseline_kernels;
+    return true;
+  }();
+  (void)filled;
+  return list;
+}
+
+const Kernels *find(const char *name) {
+  for (auto list = available(); *list; ++list) {
+    if (strcmp((*list)->name, name) == 0) return *list;
+  }
+  return nullptr;
+}
+
+// REGARD_ISA forces an instruction set; one that is not to be had leaves null, and calls then fail
+// rather than run something else.
+std::atomic<const Kernels *> &chosen() {
+  static std::atomic<const Kernels *> kernels{[] {
+    const char *forced = getenv("REGARD_ISA");
+    return forced && *forced ? find(forced) : available()[0];
+  }()};
+  return kernels;
+}
+
+bool floating(int dtype) { return dtype >= REGARD_FLOAT32 && dtype <= REGARD_BFLOAT16; }
+
+bool valid(const regard_problem *p) {
+  if (!p || p->batch < 0 || p->heads < 0 || p->queries < 0 || p->keys < 0) return false;
+  if (p->heads > 0 && (p->key_heads <= 0 || p->heads % p->key_heads != 0)) return false;
+  if (p->value_heads != p->key_heads && p->value_heads != p->heads) return false;
+  if (p->head_size < 0 || p->value_size < 0 || p->keys > INT32_MAX) return false;
+  if (!floating(p->dtype)) return false;
+  if (p->bias.data && p->bias_dtype != p->dtype && p->bias_dtype != REGARD_FLOAT32) return false;
+  if (p->intervals.data && p->intervals.count < 1) return false;
+  if (!(p->softcap >= 0) || !(p->dropout >= 0 && p->dropout < 1) || p->threads < 0) return false;
+  const bool empty = p->batch == 0 || p->heads == 0 || p->queries == 0;
+  if (empty || p->head_size == 0) return true;
+  return p->query.data && (p->key.data || p->keys == 0);
+}
+
+bool needs_value(const regard_problem &p) {
+  return p.batch && p.heads && p.queries && p.keys && p.value_size;
+}
+
+}  // namespace
+}  // namespace regard
+
+using namespace regard;
+
+extern "C" {
+
+int regard_forward(const regard_problem *problem, const regard_array *output, void *lse) {
+  const Kernels *kernels = chosen().load();
+  if (!kernels) return REGARD_UNKNOWN_ISA;
+  if (!valid(problem)) return REGARD_BAD_ARGUMENT;
+  const regard_array absent = {};
+  const regard_array &y = output ? *output : absent;
+  if (y.data && !problem->value.data && needs_value(*problem)) return REGARD_BAD_ARGUMENT;
+  return kernels->forward(*problem, y, lse);
+}
+
+int regard_backward(const regard_problem *problem, const regard_gradients *gradients) {
+  const Kernels *kernels = chosen().load();
+  if (!kernels) return REGARD_UNKNOWN_ISA;
+  if (!valid(problem) || !gradients) return REGARD_BAD_ARGUMENT;
+  if (needs_value(*problem)) {
+    if (!problem->value.data || !gradients->d_output.data) return REGARD_BAD_ARGUMENT;
+    if (!gradients->lse || !gradients->delta) return REGARD_BAD_ARGUMENT;
+  }
+  if (gradients->d_sinks && !problem->sinks) return REGARD_BAD_ARGUMENT;
+  if (gradients->d_bias.data && !problem->bias.data) return REGARD_BAD_ARGUMENT;
+  return kernels->backward(*problem, *gradients);
+}
+
+int regard_scores(const regard_problem *problem, int64_t batch, int64_t head, int64_t first,
+                  int64_t last, int64_t first_key, int64_t last_key, void *scores,
+                  int64_t row_stride) {
+  const Kernels *kernels = chosen().load();
+  if (!kernels) return REGARD_UNKNOWN_ISA;
+  if (!valid(problem)) return REGARD_BAD_ARGUMENT;
+  if (batch < 0 || batch >= problem->batch || head < 0 || head >= problem->heads || first < 0 ||
+      first > last || last > problem->queries || first_key < 0 || first_key > last_key ||
+      last_key > problem->keys) {
+    return REGARD_BAD_ARGUMENT;
+  }
+  if (first == last || first_key == last_key) return REGARD_OK;
+  if (!scores || row_stride < last_key - first_key) return REGARD_BAD_ARGUMENT;
+  return kernels->scores(*problem,
+                         {batch, head, first, last, first_key, last_key, scores, row_stride});
+}
+
+int regard_abi_version(void) { return REGARD_ABI_VERSION; }
+
+const char *regard_isa_available(void) {
+  static const std::string names = [] {
+    std::string text;
+    for (auto list = available(); *list; ++list) text += (text.empty() ? "" : " ") + std::string((*list)->name);
+    return text;
+  }();
+  return names.c_str();
+}
+
+const char *regard_isa(void) {
+  const Kernels *kernels = chosen().load();
+  return kernels ? kernels->name : "";
+}
+
+int regard_isa_select(const char *name) {
+  const Kernels *kernels = name ? find(name) : nullptr;
+  if (!kernels) return REGARD_UNKNOWN_ISA;
+  chosen().store(kernels);
+  return REGARD_OK;
+}
+
+int regard_threads(void) { return thread_count(0); }
+
+}  // extern "C"

@@ -1,0 +1,30 @@
+// What one instruction set offers to the dispatcher.
+#ifndef REGARD_ISA_KERNELS_H
+#define REGARD_ISA_KERNELS_H
+
+#include "regard/attention.h"
+
+namespace regard {
+
+// Rows [first, last) and keys [first_key, last_key) of one batch and head.
+struct ScoresRequest {
+  int64_t batch, head, first, last, first_key, last_key;
+  void *scores;
+  int64_t row_stride;
+};
+
+struct Kernels {
+  const char *name;
+  int (*forward)(const regard_problem &problem, const regard_array &output, void *lse);
+  int (*backward)(const regard_problem &problem, const regard_gradients &gradients);
+  int (*scores)(const regard_problem &problem, const ScoresRequest &request);
+};
+
+extern const Kernels baseline_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+}  // namespace regard
+#endif

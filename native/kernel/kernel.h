@@ -1,0 +1,22 @@
+// The algorithm, written once and compiled per instruction set: an isa/ file defines the vocabulary
+// in its namespace, then includes this. In the order in which the parts need one another.
+#ifndef REGARD_KERNEL_KERNEL_H
+#define REGARD_KERNEL_KERNEL_H
+
+#include "kernel/math.h"
+#include "kernel/convert.h"
+#include "kernel/transpose.h"
+#include "kernel/product.h"
+#include "kernel/rows.h"
+#include "kernel/mask.h"
+#include "kernel/dropout.h"
+#include "kernel/tile.h"
+#include "kernel/softmax.h"
+#include "kernel/careful.h"
+#include "kernel/forward.h"
+#include "kernel/scores.h"
+#include "kernel/gradient_tile.h"
+#include "kernel/backward.h"
+#include "kernel/bias_gradient.h"
+
+#endif

@@ -1,0 +1,82 @@
+// Blocks of rows: a row is one query of one head, and lies in one lane of the vectors.
+#ifndef REGARD_KERNEL_ROWS_H
+#define REGARD_KERNEL_ROWS_H
+
+namespace regard {
+namespace REGARD_NAMESPACE {
+
+// Rows in a block and keys in a tile, at most. Their scores stay in the first-level cache.
+template <class T>
+constexpr int kBlock = 64;
+template <class T>
+constexpr int kTile = sizeof(T) == 4 ? 96 : 64;
+
+template <class T>
+struct Rows {
+  int64_t batch;
+  int count;  // of rows
+  int width;  // count, rounded up to whole vectors: lanes beyond it repeat the last row
+  int64_t head[kBlock<T>], query[kBlock<T>];
+
+  // Rows [first, first + rows) of the queries of `head_0`, then of the next head, and so on.
+  void set(const regard_problem &p, int64_t b, int64_t head_0, int64_t first, int64_t rows) {
+    batch = b;
+    count = static_cast<int>(rows);
+    width = static_cast<int>(padded<T>(rows));
+    for (int r = 0; r < width; ++r) {
+      const int64_t row = first + std::min(r, count - 1);
+      head[r] = head_0 + row / p.queries;
+      query[r] = row % p.queries;
+    }
+  }
+};
+
+// How the rows of one batch are cut into blocks, by shape alone: heads that share keys and values
+// share blocks where the queries of one head do not fill a block.
+template <class T>
+struct Cut {
+  int64_t heads;   // of a group that share blocks
+  int64_t blocks;  // of a group
+
+  explicit Cut(const regard_problem &p) {
+    const int64_t shared = p.value_heads == p.key_heads ? p.heads / p.key_heads : 1;
+    heads = p.queries < kBlock<T> ? shared : 1;
+    rows_ = heads * p.queries;
+    vectors_ = (rows_ + kLanes<T> - 1) / kLanes<T>;
+    blocks = (vectors_ * kLanes<T> + kBlock<T> - 1) / kBlock<T>;
+  }
+
+  int64_t count(const regard_problem &p) const { return p.batch * (p.heads / heads) * blocks; }
+
+  // Later blocks come first: under a causal mask they take longest.
+  void set(const regard_problem &p, int64_t index, Rows<T> *rows) const {
+    const int64_t block = blocks - 1 - index % blocks, group = index / blocks;
+    const int64_t groups = p.heads / heads;
+    const int64_t first = vectors_ * block / blocks * kLanes<T>;
+    const int64_t last = std::min(rows_, vectors_ * (block + 1) / blocks * kLanes<T>);
+    rows->set(p, group / groups, group % groups * heads, first, last - first);
+  }
+
+ private:
+  int64_t rows_, vectors_;
+};
+
+// Rows of queries (or of gradients of outputs), transposed: to[d][row], times `factor`. `staging`
+// holds width x padded(size).
+template <class T>
+inline void pack_rows(const Rows<T> &rows, const regard_array &a, int dtype, int64_t size, T factor,
+                      T *staging, T *to) {
+  const int64_t stride = padded<T>(size);
+  for (int r = 0; r < rows.width; ++r) {
+    T *row = staging + r * stride;
+    widen_row(row, row_of(a, dtype, rows.batch, rows.head[r], rows.query[r]), size, dtype);
+    if (factor == 1) continue;
+    const Vec<T> f = broadcast(factor);
+    for (int64_t i = 0; i < stride; i += kLanes<T>) store(row + i, load(row + i) * f);
+  }
+  transpose(staging, stride, to, rows.width, rows.width, stride);
+}
+
+}  // namespace REGARD_NAMESPACE
+}  // namespace regard
+#endif

@@ -1,0 +1,77 @@
+// The online softmax of a block of rows, one row a lane.
+#ifndef REGARD_KERNEL_SOFTMAX_H
+#define REGARD_KERNEL_SOFTMAX_H
+
+namespace regard {
+namespace REGARD_NAMESPACE {
+
+template <class T>
+struct Softmax {
+  T unit;                 // scores times unit are powers of 2
+  T most[kBlock<T>];      // largest score so far
+  T sum[kBlock<T>];       // of 2^(unit * (score - most))
+  T rescale[kBlock<T>];   // what the last tile's rise of `most` makes of what was summed before it
+
+  void reset(T score_unit, int width) {
+    unit = score_unit;
+    for (int r = 0; r < width; ++r) {
+      most[r] = -kInfinity<T>;
+      sum[r] = 0;
+      rescale[r] = 1;
+    }
+  }
+
+  // Scores [keys][width] become weights, not normalised. Returns whether some row must be rescaled.
+  bool take(T *scores, int64_t keys, int width) {
+    bool rescaled = false;
+    for (int r = 0; r < width; r += kLanes<T>) rescaled |= take_lanes(scores + r, keys, width, r);
+    return rescaled;
+  }
+
+ private:
+  REGARD_INLINE bool take_lanes(T *scores, int64_t keys, int width, int r) {
+    const Vec<T> lowest = broadcast(-kInfinity<T>), zero = broadcast<T>(0), u = broadcast(unit);
+    Vec<T> top[4] = {lowest, lowest, lowest, load(most + r)};
+    int64_t j = 0;
+    for (; j + 4 <= keys; j += 4) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) top[i] = max(load(scores + (j + i) * width), top[i]);
+    }
+    for (; j < keys; ++j) top[0] = max(load(scores + j * width), top[0]);
+    const Vec<T> old = load(most + r);
+    const Vec<T> now = max(max(top[0], top[1]), max(top[2], top[3]));
+    // A row that has seen nothing keeps weights 2^(-inf - 0) = 0.
+    const Vec<T> shift = zero - select(differ(now, lowest), now, zero) * u;
+
+    Vec<T> total[2] = {zero, zero};
+    for (j = 0; j + 2 <= keys; j += 2) {
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        T *at = scores + (j + i) * width;
+        const Vec<T> weight = exp2(fma(load(at), u, shift));
+        total[i] = total[i] + weight;
+        store(at, weight);
+      }
+    }
+    if (j < keys) {
+      T *at = scores + j * width;
+      const Vec<T> weight = exp2(fma(load(at), u, shift));
+      total[0] = total[0] + weight;
+      store(at, weight);
+    }
+
+    const Vec<T> before = load(sum + r);
+    const bool rose = any(less(old, now));
+    const Vec<T> factor = exp2(fma(old, u, shift));
+    // Where nothing was seen before, nothing is there to be rescaled.
+    store(rescale + r, select(less(old, now), factor, broadcast<T>(1)));
+    const Vec<T> kept = rose ? before * select(less(old, now), factor, broadcast<T>(1)) : before;
+    store(sum + r, kept + (total[0] + total[1]));
+    store(most + r, now);
+    return rose;
+  }
+};
+
+}  // namespace REGARD_NAMESPACE
+}  // namespace regard
+#endif

@@ -1,0 +1,32 @@
+"""What any array tells about itself, whatever framework made it; nothing here imports one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["as_numpy", "dtype_name", "is_array"]
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array of some framework (it has a shape and an element type)."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def dtype_name(array: Any) -> str:
+    """The element type's plain name: "float32" for NumPy's, PyTorch's and JAX's alike."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+def as_numpy(array: Any) -> np.ndarray[Any, Any]:
+    """The array in NumPy, detached from any gradient; a view where it lies in main memory.
+
+    PyTorch's bfloat16, which NumPy does not know, becomes float32 (exact, but a copy).
+    """
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if dtype_name(array) == "bfloat16":
+            array = array.float()
+        return np.asarray(array.numpy())
+    return np.asarray(array)

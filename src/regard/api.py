@@ -1,0 +1,121 @@
+"""attention, weights, scores and plan: the three steps of the mechanism by name.
+
+Letters: B batch (any number of dimensions, none included), H query heads, K key heads (H divisible
+by K), Lq queries, Lk keys, D head size of queries and keys, E head size of values.
+
+Options that all of them take:
+
+    mask      what a query may see: a boolean array (True = may attend) that broadcasts to
+              (B, H, Lq, Lk), or a mask such as regard.causal(); default: everything
+    bias      added to the scores; broadcasts to (B, H, Lq, Lk)
+    scale     factor on the dot product; default 1/√D
+    softcap   scores become softcap · tanh(scores / softcap), after scale, before bias and mask
+    sinks     (H,) scores of a sink that joins the softmax's denominator and has no value
+    layout    "BHLD", or "BLHD" for arrays (B, L, heads, size); views, no copies
+    backend   None chooses; "native" or "reference" by name never falls back in silence
+
+A query that sees nothing has output 0 and weights 0. Errors: regard.errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from regard.dispatch import Plan
+from regard.frontends import front_end
+from regard.operator import AttentionWeights
+from regard.problem import make
+
+__all__ = ["attention", "plan", "scores", "weights"]
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | None = None,
+    layout: str = "BHLD",
+    backend: str | None = None,
+) -> Any:
+    """Exact attention, softmax(scale · query keyᵀ + bias) value, in memory linear in length.
+
+    Args:
+        query: (B, H, Lq, D) of float16, bfloat16, float32 or float64.
+        key: (B, K, Lk, D) of the same type.
+        value: (B, K, Lk, E) of the same type; H heads instead of K are fine too.
+        dropout_p: probability with which a weight is dropped; the kept are divided by 1 − p.
+        dropout_seed: makes dropout repeatable. Without it PyTorch draws one from its own generator;
+            NumPy needs one.
+
+    The other options are those of the module's docstring.
+
+    Returns:
+        (B, H, Lq, E), or (B, Lq, H, E) in the layout BLHD; an array of the framework that the
+        arguments came from, differentiable where it differentiates.
+
+    Source: Vaswani et al., "Attention Is All You Need" (2017); computed tile by tile with an online
+    softmax as in Dao et al., "FlashAttention" (2022).
+    """
+    front = front_end(query=query, key=key, value=value, bias=bias, sinks=sinks)
+    problem = make(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        layout=layout,
+    )
+    return front.attention(problem, backend)
+
+
+def weights(query: Any, key: Any, *, backend: str | None = None, **options: Any) -> Any:
+    """The attention weights (B, H, Lq, Lk) as a lazy linear operator: `weights(q, k) @ v`.
+
+    Args:
+        query: (B, H, Lq, D).
+        key: (B, K, Lk, D).
+        **options: mask, bias, scale, softcap, sinks, layout, as in the module's docstring.
+
+    Returns:
+        AttentionWeights, which refers to query and key and copies neither.
+    """
+    front = front_end(
+        query=query, key=key, bias=options.get("bias"), sinks=options.get("sinks")
+    )
+    return AttentionWeights(make(query, key, **options), front, backend)
+
+
+def scores(query: Any, key: Any, *, backend: str | None = None, **options: Any) -> Any:
+    """The scores (B, H, Lq, Lk), dense: after scale, softcap and bias; what a mask hides is −∞.
+
+    Arguments as in `weights`. Memory is quadratic in length: this is the matrix. float32, or float64
+    for float64.
+    """
+    return weights(query, key, backend=backend, **options).scores()
+
+
+def plan(
+    query: Any, key: Any, value: Any, *, backend: str | None = None, **options: Any
+) -> Plan:
+    """What would compute `attention` with these arguments, and why; print it."""
+    front = front_end(
+        query=query,
+        key=key,
+        value=value,
+        bias=options.get("bias"),
+        sinks=options.get("sinks"),
+    )
+    made: Plan = front.plan(make(query, key, value, **options), backend)
+    return made

@@ -1,0 +1,139 @@
+"""Which kernel computes a call, and why. Everything above asks here; nothing above names a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from regard._arrays import as_numpy
+from regard.errors import BackendError
+from regard.kernels import native, reference
+from regard.problem import Problem
+
+__all__ = ["Plan", "backward", "forward", "plan", "score_block"]
+
+BACKENDS = ("native", "reference")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would compute a call, and why; print it."""
+
+    backend: str
+    reason: str
+    details: dict[str, str]
+
+    def __str__(self) -> str:
+        width = max([7, *(len(name) for name in self.details)])
+        lines = [("backend", f"{self.backend}: {self.reason}"), *self.details.items()]
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in lines)
+
+
+def choose(backend: str | None) -> tuple[str, str]:
+    """(name, reason) of the kernel for arrays in main memory; one asked for by name never falls back.
+
+    Raises: BackendError.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise BackendError(f"backend={backend!r}", f"None or one of {', '.join(BACKENDS)}")
+    if backend == "reference":
+        return "reference", "asked for by name"
+    problem = native.available()
+    if problem is None:
+        return "native", "asked for by name" if backend else "the fastest for arrays in main memory"
+    if backend == "native":
+        raise BackendError(f"backend='native', but {problem}")
+    return "reference", f"the native core cannot be used ({problem})"
+
+
+def plan(problem: Problem, backend: str | None) -> Plan:
+    """What `forward` would do with this problem."""
+    name, reason = choose(backend)
+    seen, extent = problem.visibility, problem.extent
+    details = {
+        "problem": f"(B, H, Lq, Lk) = {extent.shape}, K = {problem.key_heads}, "
+        f"D = {problem.head_size}, E = {problem.value_size}, {problem.dtype}, "
+        f"sums in {problem.accumulation_dtype}",
+        "mask": _describe_mask(problem),
+    }
+    pairs = extent.flat_batch * extent.heads * extent.queries * extent.keys
+    if seen.intervals is not None and seen.intervals.size:
+        sizes = (seen.intervals[..., 1] - seen.intervals[..., 0]).astype(np.int64).sum(axis=-1)
+        details["work"] = f"{sizes.mean() / max(1, extent.keys):.1%} of {pairs:,} pairs"
+    else:
+        details["work"] = f"{pairs:,} pairs of query and key"
+    if name == "native":
+        details["runs on"] = f"{native.isa()}, {native.threads()} threads"
+        details["memory"] = "linear in length"
+    else:
+        details["runs on"] = "NumPy, float64"
+        details["memory"] = "quadratic in length"
+    return Plan(name, reason, details)
+
+
+def forward(problem: Problem, output: Any, lse: Any, backend: str | None = None) -> None:
+    """Write the output (B, H, Lq, E) and the log-sum-exp (B, H, Lq); either may be None."""
+    if choose(backend)[0] == "native":
+        native.forward(problem, output, lse)
+    elif output is None:
+        _write(lse, reference.lse(problem))
+    else:
+        y, total = reference.forward(problem)
+        _write(output, y)
+        _write(lse, total)
+
+
+def backward(
+    problem: Problem, d_output: Any, lse: Any, delta: Any, backend: str | None = None, **wanted: Any
+) -> None:
+    """Write the gradients that `wanted` names: d_query, d_key, d_value, d_bias, d_sinks.
+
+    delta is Σ_e d_output · output − d_lse, (B, H, Lq), as lse contiguous and of the accumulation
+    type.
+    """
+    if choose(backend)[0] == "native":
+        native.backward(problem, d_output, lse, delta, **wanted)
+        return
+    products = as_numpy(d_output).astype(np.float64) * _own_output(problem)
+    d_lse = products.sum(axis=-1) - as_numpy(delta)
+    gradients = reference.backward(problem, d_output, d_lse)
+    for name, array in wanted.items():
+        _write(array, getattr(gradients, name.removeprefix("d_")))
+
+
+def score_block(
+    problem: Problem, batch: int, head: int, rows: slice, keys: slice, backend: str | None = None
+) -> npt.NDArray[Any]:
+    """(rows, keys) final scores of one head (B flattened), hidden ones −∞."""
+    if choose(backend)[0] == "native":
+        return native.scores(problem, batch, head, rows, keys)
+    return reference.scores(problem)[batch, head, rows, keys]
+
+
+def _own_output(problem: Problem) -> npt.NDArray[np.float64]:
+    return reference.forward(problem)[0].reshape(*problem.query.shape[:-1], -1)
+
+
+def _describe_mask(problem: Problem) -> str:
+    if problem.mask is None:
+        return "none"
+    seen, shown = problem.visibility, repr(problem.mask)
+    parts = []
+    if seen.intervals is not None:
+        parts.append(f"{seen.intervals.shape[-2]} interval(s) of keys a query; tiles outside skipped")
+    if seen.dense is not None:
+        parts.append(f"a dense array {seen.dense.shape}")
+    return f"{shown}: {' and '.join(parts) or 'hides nothing'}"
+
+
+def _write(target: Any, result: npt.NDArray[Any] | None) -> None:
+    if target is None or result is None:
+        return
+    result = result.reshape(target.shape)
+    if hasattr(target, "copy_"):
+        target.copy_(target.new_tensor(result))
+    else:
+        np.copyto(target, result, casting="unsafe")

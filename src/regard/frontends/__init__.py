@@ -1,0 +1,69 @@
+"""Front ends: arrays of one framework in, the same out. Each file offers the same functions.
+
+A framework is never imported for the user: it is there because their array brought it.
+
+    attention(problem, backend)         output
+    attention_lse(problem, backend)     output, log-sum-exp
+    lse(problem, backend)               log-sum-exp
+    transposed(problem, y, backend)     weightsᵀ y, per query head
+    from_numpy(array, like)             an array of this framework, on the device of `like`
+    broadcast(array, shape)             a view of that shape
+    check(*arrays)                      that they can be used together
+    version(array)                      changes when the array is changed in place; None: cannot tell
+    copy(array)                         an independent copy
+    host(problem)                       the problem with its arrays in main memory
+    plan(problem, backend)              what would compute the problem
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from regard.errors import ArrayTypeError
+
+__all__ = ["front_end"]
+
+_FRAMEWORKS = ("numpy", "torch")
+
+
+def front_end(**arrays: Any) -> ModuleType:
+    """The front end for these arrays (None is skipped), which must all be of one framework.
+
+    Raises: ArrayTypeError.
+    """
+    found = {_framework(name, array): name for name, array in arrays.items() if array is not None}
+    if len(found) > 1:
+        kinds = ", ".join(f"{name} from {framework}" for framework, name in found.items())
+        raise ArrayTypeError(f"arrays of different frameworks: {kinds}", "one framework a call")
+    module = _load(next(iter(found)))
+    module.check(**arrays)
+    return module
+
+
+def _load(framework: str) -> ModuleType:
+    match framework:
+        case "torch":
+            from regard.frontends import torch
+
+            return torch
+        case _:
+            from regard.frontends import numpy
+
+            return numpy
+
+
+def _framework(name: str, array: Any) -> str:
+    if isinstance(array, np.ndarray):
+        return "numpy"
+    for kind in type(array).__mro__:
+        root = kind.__module__.partition(".")[0]
+        if root in _FRAMEWORKS and hasattr(array, "shape"):
+            return root
+    raise ArrayTypeError(
+        f"{name} of type {type(array).__name__}",
+        "an array of NumPy or PyTorch",
+        "convert it, for example with numpy.asarray",
+    )

@@ -1,0 +1,159 @@
+"""Which way a call on tensors takes.
+
+Under torch.compile: the operators of ops.py. On another device than the CPU: PyTorch's own attention.
+With gradients: autograd.py. Otherwise straight to the kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from regard import dispatch
+from regard.errors import BackendError, DeviceError
+from regard.frontends.torch import native, ops, own
+from regard.frontends.torch.autograd import Attention, Transposed, needs_gradient
+from regard.problem import Problem
+
+__all__ = [
+    "attention",
+    "attention_lse",
+    "broadcast",
+    "check",
+    "copy",
+    "from_numpy",
+    "host",
+    "lse",
+    "plan",
+    "transposed",
+    "version",
+]
+
+
+def attention(problem: Problem, backend: str | None) -> Tensor:
+    """Output (B, H, Lq, E), or (B, Lq, H, E) in the layout BLHD."""
+    problem = _seeded(problem)
+    if _elsewhere(problem, backend):
+        output = own.output(problem)
+    elif torch.compiler.is_compiling():
+        output, _ = ops.attention(problem, backend)
+    elif needs_gradient(problem):
+        output, _ = Attention.apply(problem, backend, *_tensors(problem))
+    else:
+        output, _ = native.forward(problem, backend, want_lse=False)
+    return _in_layout(output, problem)
+
+
+def attention_lse(problem: Problem, backend: str | None) -> tuple[Tensor, Tensor]:
+    """The output as `attention` gives it, and the log-sum-exp (B, H, Lq)."""
+    problem = _seeded(problem)
+    if _elsewhere(problem, backend):
+        output, total = own.attention_lse(problem)
+    elif torch.compiler.is_compiling():
+        output, total = ops.attention(problem, backend)
+    else:
+        output, total = Attention.apply(problem, backend, *_tensors(problem))
+    return _in_layout(output, problem), total
+
+
+def lse(problem: Problem, backend: str | None) -> Tensor:
+    """(B, H, Lq) log-sum-exp in the accumulation type."""
+    problem = problem.replace(value=None)
+    if _elsewhere(problem, backend):
+        return own.log_sum_exp(problem)
+    total: Tensor = Attention.apply(problem, backend, *_tensors(problem))[1]
+    return total
+
+
+def transposed(problem: Problem, y: Tensor, backend: str | None) -> Tensor:
+    """weightsᵀ y: (B, H, Lk, C) for y (B, H, Lq, C)."""
+    if _elsewhere(problem, backend):
+        return own.transposed(problem, y)
+    tensors = (problem.query, problem.key, problem.bias, problem.sinks)
+    result: Tensor = Transposed.apply(problem, backend, y, *tensors)
+    return result
+
+
+def from_numpy(array: npt.NDArray[Any], like: Tensor) -> Tensor:
+    """A tensor on the device of `like`."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+
+
+def broadcast(array: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A view of that shape."""
+    return array.expand(shape)
+
+
+def check(**arrays: Tensor | None) -> None:
+    """That all tensors lie on one device. Raises: DeviceError."""
+    devices = {name: array.device for name, array in arrays.items() if array is not None}
+    if len(set(devices.values())) > 1:
+        given = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise DeviceError(given, "one device", "move them with .to(device)")
+
+
+def version(array: Tensor) -> int | None:
+    """PyTorch's count of in-place changes; None where it keeps none (inference mode)."""
+    return None if array.is_inference() else array._version
+
+
+def copy(array: Tensor) -> Tensor:
+    """An independent copy, which gradients pass through."""
+    return array.clone()
+
+
+def host(problem: Problem) -> Problem:
+    """The problem detached, with its tensors in main memory."""
+    moved = {
+        name: None if array is None else array.detach().cpu()
+        for name, array in zip(_NAMES, _tensors(problem), strict=True)
+    }
+    return problem.replace(**moved)
+
+
+def plan(problem: Problem, backend: str | None) -> dispatch.Plan:
+    """What would compute the problem."""
+    if not _elsewhere(problem, backend):
+        return dispatch.plan(problem, backend)
+    device = problem.query.device
+    how = "scaled_dot_product_attention" if own.fused(problem) else "the plain expression"
+    details = {"runs on": str(device), "memory": "PyTorch's choice" if own.fused(problem) else (
+        "quadratic in length")}
+    return dispatch.Plan("torch", f"PyTorch's own {how}: no kernels of ours for {device}", details)
+
+
+_NAMES = ("query", "key", "value", "bias", "sinks")
+
+
+def _tensors(problem: Problem) -> tuple[Tensor | None, ...]:
+    return tuple(getattr(problem, name) for name in _NAMES)
+
+
+def _elsewhere(problem: Problem, backend: str | None) -> bool:
+    """Whether PyTorch's own attention computes this: asked for, or not in main memory."""
+    device = problem.query.device.type
+    if backend == "torch":
+        return True
+    if device == "cpu":
+        return False
+    if backend is not None:
+        raise BackendError(
+            f"backend={backend!r} for tensors on {problem.query.device}",
+            'tensors in main memory, or backend="torch"',
+        )
+    return True
+
+
+def _seeded(problem: Problem) -> Problem:
+    """With a seed for dropout, drawn from PyTorch's generator (torch.manual_seed repeats it)."""
+    if not problem.dropout_p or problem.dropout_seed is not None:
+        return problem
+    return problem.replace(dropout_seed=torch.randint(2**62, ()))
+
+
+def _in_layout(output: Tensor, problem: Problem) -> Tensor:
+    return output if problem.layout == "BHLD" else output.swapaxes(-3, -2)

@@ -1,0 +1,111 @@
+"""Gradients: attention and its log-sum-exp, and the transposed product.
+
+With ds_ij = p_ij (dP_ij − δ_i), all gradients of the weights have this one form:
+
+    y = P v     given dy:  dP_ij = dy_i · v_j,  δ_i = dy_i · y_i − dlse_i,  dv = Pᵀ dy
+    x = Pᵀ y    given dx:  dP_ij = y_i · dx_j,  δ_i = y_i · (P dx)_i,      dy = P dx
+
+so the transposed product's backward is attention's, with values dx and output gradient y.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from regard.frontends.torch import native
+from regard.problem import Problem
+
+__all__ = ["Attention", "Transposed", "needs_gradient"]
+
+
+def needs_gradient(problem: Problem) -> bool:
+    """Whether anything that was given to attention requires a gradient now."""
+    if not torch.is_grad_enabled():
+        return False
+    arrays = (problem.query, problem.key, problem.value, problem.bias, problem.sinks)
+    return any(array is not None and array.requires_grad for array in arrays)
+
+
+class Attention(torch.autograd.Function):
+    """(output, lse) of a problem; its tensors stand beside it so that autograd sees them."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, problem: Problem, backend: str | None, *tensors: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx.problem, ctx.backend = _without_tensors(problem), backend
+        ctx.set_materialize_grads(False)
+        if problem.value is None:
+            output, lse = None, native.log_sum_exp(problem, backend)
+        else:
+            output, lse = native.forward(problem, backend)
+        ctx.save_for_backward(output, lse, *tensors)
+        return output, lse
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        output, lse, *tensors = ctx.saved_tensors
+        problem = _with_tensors(ctx.problem, tensors)
+        if problem.value is None:  # the log-sum-exp alone: as if values of size 0 had been there
+            value = problem.key.new_zeros((*problem.key.shape[:-1], 0))
+            problem = problem.replace(value=value)
+            output = problem.query.new_zeros((*problem.query.shape[:-1], 0))
+        if d_output is None:
+            d_output = torch.zeros_like(output)
+        wanted = tuple(ctx.needs_input_grad[2:])
+        return None, None, *native.backward(
+            problem, output, lse, d_output, d_lse, wanted, ctx.backend
+        )
+
+
+class Transposed(torch.autograd.Function):
+    """weightsᵀ y, (B, H, Lk, C)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, problem: Problem, backend: str | None, y: Tensor, *tensors: Tensor | None
+    ) -> Tensor:
+        lse = native.log_sum_exp(problem, backend)
+        ctx.problem, ctx.backend = _without_tensors(problem), backend
+        ctx.save_for_backward(lse, y, *tensors)
+        *lead, _, size = y.shape
+        values = y.new_zeros((*lead, problem.extent.keys, size))
+        (result,) = native.backward(
+            problem.replace(value=values), None, lse, y, None, _ONLY_VALUE, backend
+        )[2:3]
+        assert result is not None
+        return result
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_result: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        lse, y, *tensors = ctx.saved_tensors
+        problem = _with_tensors(ctx.problem, tensors).replace(value=d_result, layout="BHLD")
+        d_y = native.forward(problem, ctx.backend, want_lse=False)[0]
+        wanted = tuple(ctx.needs_input_grad[3:])
+        d_query, d_key, _, d_bias, d_sinks = native.backward(
+            problem, d_y, lse, y, None, (*wanted[:2], False, *wanted[2:]), ctx.backend
+        )
+        return None, None, d_y, d_query, d_key, d_bias, d_sinks
+
+
+_ONLY_VALUE = (False, False, True, False, False)
+
+
+def _without_tensors(problem: Problem) -> Problem:
+    """What may be kept on the context: tensors that autograd tracks belong in saved_tensors."""
+    return problem.replace(query=None, key=None, value=None, bias=None, sinks=None)
+
+
+def _with_tensors(problem: Problem, tensors: list[Tensor | None]) -> Problem:
+    names = ("query", "key", "value", "bias", "sinks")
+    if len(tensors) == 4:
+        names = ("query", "key", "bias", "sinks")
+    return problem.replace(**dict(zip(names, tensors, strict=True)))
+
+

@@ -1,0 +1,101 @@
+"""PyTorch's own attention, for devices that have no kernel of ours.
+
+scaled_dot_product_attention where it can do what is asked, the plain expression otherwise (memory
+quadratic in length). Differentiable, since PyTorch differentiates it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from regard.errors import BackendError
+from regard.problem import Problem
+
+__all__ = ["attention_lse", "fused", "log_sum_exp", "output", "transposed"]
+
+
+def fused(problem: Problem) -> bool:
+    """Whether scaled_dot_product_attention can compute the output."""
+    plain = problem.bias is None and problem.sinks is None and not problem.softcap
+    return plain and problem.value_heads == problem.key_heads
+
+
+def output(problem: Problem) -> Tensor:
+    """(B, H, Lq, E)."""
+    _refuse_dropout(problem)
+    if not fused(problem):
+        return attention_lse(problem)[0]
+    return functional.scaled_dot_product_attention(
+        problem.query,
+        problem.key,
+        problem.value,
+        attn_mask=_seen(problem),
+        scale=problem.scale,
+        enable_gqa=problem.key_heads != problem.extent.heads,
+    )
+
+
+def attention_lse(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Output (B, H, Lq, E) and lse (B, H, Lq)."""
+    _refuse_dropout(problem)
+    weights, total = _weights(problem)
+    value = _repeat(problem.value, problem.extent.heads)
+    return (weights @ value.to(weights.dtype)).to(problem.query.dtype), total
+
+
+def log_sum_exp(problem: Problem) -> Tensor:
+    """(B, H, Lq)."""
+    return _weights(problem)[1]
+
+
+def transposed(problem: Problem, y: Tensor) -> Tensor:
+    """weightsᵀ y, (B, H, Lk, C)."""
+    weights, _ = _weights(problem)
+    return (weights.mT @ y.to(weights.dtype)).to(y.dtype)
+
+
+def _refuse_dropout(problem: Problem) -> None:
+    if problem.dropout_p:
+        raise BackendError(
+            f"dropout_p={problem.dropout_p} on {problem.query.device}",
+            "tensors in main memory, where our kernels draw dropout's numbers",
+            "move the tensors to the CPU, or apply dropout elsewhere",
+        )
+
+
+def _weights(problem: Problem) -> tuple[Tensor, Tensor]:
+    dtype = getattr(torch, problem.accumulation_dtype)
+    query, key = problem.query.to(dtype), _repeat(problem.key, problem.extent.heads).to(dtype)
+    scores = problem.scale * (query @ key.mT)
+    if problem.softcap:
+        scores = problem.softcap * torch.tanh(scores / problem.softcap)
+    if problem.bias is not None:
+        scores = scores + problem.bias.to(dtype)
+    seen = _seen(problem)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    every = scores
+    if problem.sinks is not None:
+        sink = problem.sinks.to(dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        every = torch.cat([scores, sink], dim=-1)
+    total = torch.logsumexp(every, dim=-1)
+    blind = total == -torch.inf
+    weights = torch.exp(scores - total.masked_fill(blind, 0)[..., None])
+    return weights, total
+
+
+def _seen(problem: Problem) -> Tensor | None:
+    """Boolean, broadcasting to (*batch, H, Lq, Lk), on the query's device."""
+    seen, extent = problem.visibility, problem.extent
+    if seen.sees_everything:
+        return None
+    dense = torch.from_numpy(seen.as_dense(extent.keys).copy())
+    batch = extent.batch if dense.shape[0] != 1 else (1,) * len(extent.batch)
+    return dense.reshape(*batch, *dense.shape[1:]).to(problem.query.device)
+
+
+def _repeat(array: Tensor, heads: int) -> Tensor:
+    group = heads // array.shape[-3]
+    return array if group == 1 else array.repeat_interleave(group, dim=-3)

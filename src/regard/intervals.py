@@ -1,0 +1,196 @@
+"""The normal form of every mask: for each query, a few disjoint intervals of the keys it may see.
+
+Intersections and unions of intervals are intervals again, and a kernel that is given them skips
+every tile that nothing sees and tests only the borders. What is not a few intervals stays a dense
+boolean array, which then holds in addition.
+
+Sizes: B batch (all batch dimensions flattened), H query heads, Lq queries, Lk keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["EVERYTHING", "MOST_INTERVALS", "Extent", "Visibility", "interval", "runs"]
+
+Ints = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+
+# More intervals a query than this cost a kernel more than reading a dense mask does.
+MOST_INTERVALS = 8
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The sizes that a mask is applied to: batch dimensions, H query heads, Lq queries, Lk keys."""
+
+    batch: tuple[int, ...]
+    heads: int
+    queries: int
+    keys: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(*batch, H, Lq, Lk)."""
+        return (*self.batch, self.heads, self.queries, self.keys)
+
+    @property
+    def flat_batch(self) -> int:
+        """B: the product of all batch dimensions."""
+        return int(np.prod(self.batch, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Visibility:
+    """What each query sees: inside one of its intervals, and where `dense` (if any) is true.
+
+    intervals: (B|1, H|1, Lq|1, n, 2) int32 pairs start, stop; disjoint and ascending along n;
+        an empty pair has start == stop. None: every key.
+    dense: (B|1, H|1, Lq|1, Lk|1) boolean. None: no further condition.
+    """
+
+    intervals: Ints | None = None
+    dense: Bools | None = None
+
+    def __and__(self, other: Visibility) -> Visibility:
+        return Visibility(
+            _intersect(self.intervals, other.intervals), _combine(self.dense, other.dense)
+        )
+
+    def union(self, other: Visibility, keys: int) -> Visibility:
+        """What either sees: intervals stay intervals, anything else becomes dense."""
+        if self.sees_everything or other.sees_everything:
+            return EVERYTHING
+        if self.dense is None and other.dense is None:
+            assert self.intervals is not None and other.intervals is not None
+            return Visibility(_unite(self.intervals, other.intervals)).normal(keys)
+        return Visibility(dense=self.as_dense(keys) | other.as_dense(keys))
+
+    @property
+    def sees_everything(self) -> bool:
+        """Whether nothing is hidden."""
+        return self.intervals is None and self.dense is None
+
+    def normal(self, keys: int) -> Visibility:
+        """The same, dense if the intervals are too many."""
+        if self.intervals is None or self.intervals.shape[-2] <= MOST_INTERVALS:
+            return self
+        return Visibility(dense=self.as_dense(keys))
+
+    def as_dense(self, keys: int) -> Bools:
+        """(B|1, H|1, Lq|1, Lk) boolean: quadratic memory unless a dimension is shared."""
+        seen: Bools = np.ones((1, 1, 1, keys), bool) if self.dense is None else self.dense
+        if self.intervals is not None:
+            seen = seen & _inside(self.intervals, np.arange(keys, dtype=np.int32))
+        return np.broadcast_to(seen, np.broadcast_shapes(seen.shape, (1, 1, 1, keys)))
+
+    def block(self, batch: int, head: int, rows: slice, keys: slice) -> Bools | None:
+        """(rows|1, keys|1) boolean of one head's block; None if all of it is seen."""
+        seen: Bools | None = None
+        if self.intervals is not None:
+            pairs = _at(self.intervals, batch, head, rows)
+            seen = _inside(pairs, np.arange(keys.start, keys.stop, dtype=np.int32))
+        if self.dense is not None:
+            part = _at(self.dense, batch, head, rows)
+            part = part if part.shape[-1] == 1 else part[:, keys]
+            seen = part if seen is None else seen & part
+        return seen
+
+    def key_range(self, batch: int, head: int, rows: slice, keys: int) -> slice:
+        """The smallest range of keys that holds every interval of these rows."""
+        if self.intervals is None:
+            return slice(0, keys)
+        pairs = _at(self.intervals, batch, head, rows)
+        pairs = pairs[pairs[..., 0] < pairs[..., 1]]
+        if not pairs.size:
+            return slice(0, 0)
+        return slice(int(pairs[..., 0].min()), int(pairs[..., 1].max()))
+
+    def select(self, batch: npt.NDArray[np.int64], heads: npt.NDArray[np.int64]) -> Visibility:
+        """The same for some batch elements and heads only, by their indices."""
+
+        def pick(array: npt.NDArray[Any] | None) -> npt.NDArray[Any] | None:
+            if array is None:
+                return None
+            array = array if array.shape[0] == 1 else array[batch]
+            return array if array.shape[1] == 1 else array[:, heads]
+
+        return Visibility(pick(self.intervals), pick(self.dense))
+
+
+EVERYTHING = Visibility()
+
+
+def interval(start: npt.ArrayLike, stop: npt.ArrayLike, keys: int) -> Visibility:
+    """One interval a query; start and stop broadcast to (B|1, H|1, Lq|1) and are cut to the keys."""
+    start = np.clip(start, 0, keys)
+    pairs = np.broadcast_arrays(start, np.maximum(np.clip(stop, 0, keys), start))
+    return Visibility(np.stack(pairs, axis=-1)[..., None, :].astype(np.int32))
+
+
+def runs(keep: Bools) -> Ints:
+    """(n, 2) start and stop of each run of True in a vector."""
+    edges = np.flatnonzero(np.diff(keep.astype(np.int8), prepend=0, append=0))
+    return edges.reshape(-1, 2).astype(np.int32)
+
+
+def _at(array: npt.NDArray[Any], batch: int, head: int, rows: slice) -> npt.NDArray[Any]:
+    part = array[batch if array.shape[0] > 1 else 0]
+    part = part[head if part.shape[0] > 1 else 0]
+    return part if part.shape[0] == 1 else part[rows]
+
+
+def _inside(pairs: Ints, keys: Ints) -> Bools:
+    """(..., Lk): whether each key lies in one of the pairs (..., n, 2)."""
+    seen = np.zeros((*pairs.shape[:-2], len(keys)), bool)
+    for n in range(pairs.shape[-2]):
+        seen |= (pairs[..., n, 0, None] <= keys) & (keys < pairs[..., n, 1, None])
+    return seen
+
+
+def _combine(one: Bools | None, other: Bools | None) -> Bools | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def _intersect(one: Ints | None, other: Ints | None) -> Ints | None:
+    """Pairwise intersections; ordered by the first operand's pairs, so they stay ascending."""
+    if one is None or other is None:
+        return other if one is None else one
+    start = np.maximum(one[..., :, None, 0], other[..., None, :, 0])
+    stop = np.maximum(np.minimum(one[..., :, None, 1], other[..., None, :, 1]), start)
+    pairs = np.stack([start, stop], axis=-1)
+    return _compact(pairs.reshape(*pairs.shape[:-3], -1, 2))
+
+
+def _unite(one: Ints, other: Ints) -> Ints:
+    lead = np.broadcast_shapes(one.shape[:-2], other.shape[:-2])
+    pairs = np.concatenate(
+        [np.broadcast_to(part, (*lead, *part.shape[-2:])) for part in (one, other)], axis=-2
+    )
+    order = np.argsort(pairs[..., 0], axis=-1, kind="stable")
+    pairs = np.take_along_axis(pairs, order[..., None], axis=-2)
+    for n in range(1, pairs.shape[-2]):
+        before, here = pairs[..., n - 1, :], pairs[..., n, :]
+        touching = here[..., 0] <= before[..., 1]
+        here[..., 1] = np.where(touching, np.maximum(before[..., 1], here[..., 1]), here[..., 1])
+        here[..., 0] = np.where(touching, before[..., 0], here[..., 0])
+        before[..., 1] = np.where(touching, before[..., 0], before[..., 1])
+    return _compact(pairs)
+
+
+def _compact(pairs: Ints) -> Ints:
+    """Drop the pairs that are empty for every query, after moving empty ones behind the others."""
+    if pairs.shape[-2] == 1:
+        return pairs
+    empty = pairs[..., 0] == pairs[..., 1]
+    most = max(1, int((~empty).sum(axis=-1).max(initial=0)))
+    if most == pairs.shape[-2]:
+        return pairs
+    order = np.argsort(empty, axis=-1, kind="stable")
+    return np.take_along_axis(pairs, order[..., None], axis=-2)[..., :most, :]

@@ -1,0 +1,172 @@
+"""The definition of attention: slow, in float64, to be read first. Every kernel is judged by it.
+
+    scores   s = scale · q kᵀ;  s = softcap · tanh(s / softcap);  s = s + bias;  hidden: s = −∞
+    weights  p = exp(s − lse),  lse = log(Σ_j exp s_j  [+ exp sink])
+    output   y = (p ∘ dropout) v
+
+A query that sees nothing has output 0, weights 0, gradients 0 and lse −∞ (or its sink). What a query
+may not see never reaches it, not even as 0 × NaN.
+
+Shapes: query (B, H, Lq, D), key (B, K, Lk, D), value (B, K | H, Lk, E), everything between them
+(B, H, Lq, Lk), lse (B, H, Lq).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from regard._arrays import as_numpy
+from regard.kernels.dropout import kept
+from regard.problem import Problem
+
+__all__ = ["Gradients", "backward", "forward", "lse", "scores", "weights"]
+
+Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of the sum of output · d_output + lse · d_lse; each in the shape of what it is the gradient of."""
+
+    query: Array
+    key: Array
+    value: Array | None
+    bias: Array | None
+    sinks: Array | None
+
+
+def scores(problem: Problem) -> Array:
+    """(B, H, Lq, Lk): after scale, softcap and bias; what a mask hides is −∞."""
+    return _scores(problem)[0]
+
+
+def lse(problem: Problem) -> Array:
+    """(B, H, Lq): log-sum-exp of the scores, the sink's among them."""
+    return weights(problem)[1]
+
+
+def weights(problem: Problem) -> tuple[Array, Array]:
+    """(B, H, Lq, Lk) and lse (B, H, Lq); before dropout."""
+    s = scores(problem)
+    if problem.sinks is not None:
+        sink = as_numpy(problem.sinks).astype(np.float64)[None, :, None, None]
+        s = np.concatenate([s, np.broadcast_to(sink, (*s.shape[:3], 1))], axis=-1)
+    largest = s.max(axis=-1, keepdims=True, initial=-np.inf)
+    largest = np.where(largest == -np.inf, 0, largest)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = largest + np.log(np.exp(s - largest).sum(axis=-1, keepdims=True))
+        p = np.where(s == -np.inf, 0, np.exp(s - total))
+    return p[..., : problem.extent.keys], total[..., 0]
+
+
+def forward(problem: Problem) -> tuple[Array, Array]:
+    """Output (B, H, Lq, E) and lse (B, H, Lq)."""
+    p, total = weights(problem)
+    v = _heads(problem.value, problem.extent.heads)
+    return _visible_product(p * _dropout(problem), v, _seen(problem)), total
+
+
+def backward(problem: Problem, d_output: Any, d_lse: Any = None) -> Gradients:
+    """Gradients of the sum of output · d_output + lse · d_lse, by the chain rule, step by step."""
+    extent = problem.extent
+    q, k = _heads(problem.query, extent.heads), _heads(problem.key, extent.heads)
+    v = _heads(problem.value, extent.heads)
+    dy = _heads(d_output, extent.heads)
+    d_total = 0 if d_lse is None else as_numpy(d_lse).astype(np.float64).reshape(dy.shape[:3])
+    seen, hidden_from_key = _seen(problem), _seen(problem).swapaxes(-1, -2)
+    p, total = weights(problem)
+    keep = _dropout(problem)
+
+    dv = _visible_product((p * keep).swapaxes(-1, -2), dy, hidden_from_key)
+    with np.errstate(invalid="ignore"):
+        dp = np.where(seen, dy @ v.swapaxes(-1, -2), 0) * keep
+        delta = np.where(p == 0, 0, p * dp).sum(axis=-1) - d_total
+        ds = np.where(p == 0, 0, p * (dp - delta[..., None]))
+
+    d_score = ds
+    if problem.softcap:  # the derivative of c · tanh(s / c) is 1 − tanh²(s / c)
+        d_score = ds * (1 - _scores(problem)[1] ** 2)
+    dq = problem.scale * _visible_product(d_score, k, seen)
+    dk = problem.scale * _visible_product(d_score.swapaxes(-1, -2), q, hidden_from_key)
+    d_sinks = None
+    if problem.sinks is not None:
+        sink = as_numpy(problem.sinks).astype(np.float64)[None, :, None]
+        d_sinks = -(np.exp(sink - total) * delta).sum(axis=(0, 2))
+    return Gradients(
+        query=dq.reshape(problem.query.shape),
+        key=_sum_to(dk, problem.key.shape),
+        value=None if problem.value is None else _sum_to(dv, problem.value.shape),
+        bias=None if problem.bias is None else _sum_bias(ds, problem),
+        sinks=d_sinks,
+    )
+
+
+def _scores(problem: Problem) -> tuple[Array, Array]:
+    """The scores, and the hyperbolic tangent inside the softcap (0 without one)."""
+    heads = problem.extent.heads
+    q, k = _heads(problem.query, heads), _heads(problem.key, heads)
+    with np.errstate(invalid="ignore"):
+        s = problem.scale * (q @ k.swapaxes(-1, -2))
+        tanh = np.zeros_like(s)
+        if problem.softcap:
+            tanh = np.tanh(s / problem.softcap)
+            s = problem.softcap * tanh
+        if problem.bias is not None:
+            bias = np.broadcast_to(as_numpy(problem.bias), problem.extent.shape)
+            s = s + bias.reshape(s.shape).astype(np.float64)
+    return np.where(_seen(problem), s, -np.inf), tanh
+
+
+def _seen(problem: Problem) -> Bools:
+    """(B, H, Lq, Lk) boolean."""
+    extent = problem.extent
+    shape = (extent.flat_batch, extent.heads, extent.queries, extent.keys)
+    return np.broadcast_to(problem.visibility.as_dense(extent.keys), shape)
+
+
+def _dropout(problem: Problem) -> Array:
+    """(B, H, Lq, Lk): 0 for a dropped weight, 1 / (1 − p) for a kept one."""
+    extent = problem.extent
+    sizes = (extent.flat_batch, extent.heads, extent.queries, extent.keys)
+    if not problem.dropout_p:
+        return np.ones(sizes)
+    return kept(int(problem.dropout_seed), problem.dropout_p, *sizes) / (1 - problem.dropout_p)
+
+
+def _heads(array: Any, heads: int) -> Array:
+    """(B, H, L, size) in float64: one batch dimension, each key head repeated for its group."""
+    array = as_numpy(array)
+    flat = (int(np.prod(array.shape[:-3], dtype=np.int64)), *array.shape[-3:])
+    array = array.astype(np.float64).reshape(flat)
+    return np.repeat(array, heads // array.shape[1], axis=1) if array.shape[1] else array
+
+
+def _visible_product(p: Array, x: Array, seen: Bools) -> Array:
+    """p @ x over what is seen only: a hidden NaN or infinity of x does not count."""
+    finite = np.isfinite(x).all(axis=-1)
+    y = p @ np.where(finite[..., None], x, 0)
+    for b, h, j in np.argwhere(~finite):
+        with np.errstate(invalid="ignore"):
+            y[b, h] += np.where(seen[b, h, :, j, None], p[b, h, :, j, None] * x[b, h, j], 0)
+    return y
+
+
+def _sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Sum the query heads of each group, and restore the batch dimensions."""
+    batch, heads, *rest = gradient.shape
+    groups = gradient.reshape(batch, shape[-3], heads // shape[-3], *rest)
+    return groups.sum(axis=2).reshape(shape)
+
+
+def _sum_bias(gradient: Array, problem: Problem) -> Array:
+    """Sum the dimensions that the bias was broadcast over."""
+    gradient = gradient.reshape(problem.extent.shape)
+    shape = tuple(problem.bias.shape)
+    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
+    shared = tuple(n for n, size in enumerate(shape) if size == 1)
+    return gradient.sum(axis=shared, keepdims=True).reshape(shape)

@@ -1,0 +1,430 @@
+"""AttentionWeights: the weights (B, H, Lq, Lk) as a linear operator that is never a matrix.
+
+It holds the queries, the keys and what was done with them, and applies itself: `w @ v`, `w.mT @ y`.
+Its read-outs are exact and take memory linear in length.
+"""
+
+from __future__ import annotations
+
+import itertools
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from regard import readouts
+from regard._arrays import as_numpy, is_array
+from regard.errors import OptionError, ShapeError, StaleOperator
+from regard.problem import Problem
+from regard.selection import Selection, select, visible
+
+__all__ = ["DEFAULT_READ_OUTS", "AttentionWeights"]
+
+# What `attend(v, read_outs="default")` gathers: enough to describe any head.
+DEFAULT_READ_OUTS: dict[str, Any] = {
+    "lse": True,
+    "max_score": True,
+    "max_weight": True,
+    "entropy": True,
+    "effective_keys": True,
+    "top_k": 8,
+    "distance": True,
+    "distance_bins": True,
+    "mass": 1,
+    "received": True,
+    "pooled": {"shape": (64, 64), "reduce": "both"},
+}
+
+_FIRST_ARGUMENT = {
+    "top_k": "k",
+    "threshold": "least",
+    "mass": "keys",
+    "distance": "offset",
+    "distance_bins": "offset",
+    "offsets": "offsets",
+    "received": "reduce",
+    "pooled": "shape",
+}
+
+
+class AttentionWeights:
+    """softmax(scale · q kᵀ + bias) under a mask: a lazy operator of shape (B, H, Lq, Lk).
+
+    Make one with `regard.weights`. It refers to its arrays and does not copy them. i counts queries,
+    j keys, p_ij are the weights, s_ij the scores. Read-outs are arrays of the framework of q and k,
+    detached, float32 (float64 for float64), of leading shape (B, H) in every layout.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        front: ModuleType,
+        backend: str | None = None,
+        axes: tuple[bool, ...] | None = None,
+    ) -> None:
+        self._problem, self._front, self._backend = problem, front, backend
+        self._axes = (True,) * (len(problem.extent.batch) + 1) if axes is None else axes
+        self._lead = visible(problem, self._axes)
+        self._versions = self._current_versions()
+        self._lse: npt.NDArray[Any] | None = None
+        self.name: str | None = None  # of the module that attended, in a recording
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, H, Lq, Lk), less what was indexed away."""
+        return (*self._lead, *self._problem.extent.shape[-2:])
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def mT(self) -> Transposed:  # noqa: N802 (the name that arrays use)
+        """The transposed operator: `w.mT @ y` is Σ_i p_ij y_i, per query head."""
+        return Transposed(self)
+
+    def __matmul__(self, value: Any) -> Any:
+        """Σ_j p_ij v_j: the weighted sum of values, differentiable.
+
+        value: (B, K, Lk, E) or (B, H, Lk, E) in the operator's layout, or one matrix (Lk, C) for all.
+        Returns (B, H, Lq, E) in the operator's layout.
+        """
+        return self._leave_layout(self._front.attention(self._with_value(value), self._backend))
+
+    def attend(self, value: Any, *, read_outs: str | None = None, **wanted: Any) -> tuple[Any, Any]:
+        """`self @ value` and read-outs of the same weights.
+
+        wanted: a keyword is a read-out's name; True means its defaults, another value its first
+            argument, a dict its keywords: `top_k=8, received=True, pooled={"reduce": "max"}`.
+        read_outs: "default" for a preset that describes any head (DEFAULT_READ_OUTS).
+
+        Returns the output, the same bits as `self @ value`, and an object with each read-out as an
+        attribute.
+        """
+        if read_outs not in (None, "default"):
+            raise OptionError(f"read_outs={read_outs!r}", 'None or "default"')
+        requests = {**(DEFAULT_READ_OUTS if read_outs else {}), **wanted}
+        keywords = {n: _keywords(n, given) for n, given in requests.items() if given is not False}
+        return self @ value, SimpleNamespace(**self._gather(keywords))
+
+    def lse(self) -> Any:
+        """log Σ_j exp s_ij, the sink's score among them: (B, H, Lq), differentiable."""
+        self._check_fresh()
+        total = self._front.lse(self._problem, self._backend)
+        return total.reshape((*self._lead, total.shape[-1]))
+
+    def max_score(self) -> Any:
+        """max_j s_ij: (B, H, Lq); −∞ where nothing is seen."""
+        return self._one("max_score")
+
+    def max_weight(self) -> Any:
+        """max_j p_ij: (B, H, Lq)."""
+        return self._one("max_weight")
+
+    def entropy(self) -> Any:
+        """−Σ_j p_ij log p_ij in nats: (B, H, Lq); not renormalised where a sink takes weight."""
+        return self._one("entropy")
+
+    def effective_keys(self) -> Any:
+        """1 / Σ_j p_ij²: (B, H, Lq); 0 where nothing is seen."""
+        return self._one("effective_keys")
+
+    def top_k(self, k: int = 8) -> Any:
+        """Per query the k largest weights and their keys: a named tuple (weights, keys).
+
+        Both (B, H, Lq, k), falling; ties go to the lower key; where fewer are seen: key −1, weight 0.
+        """
+        return self._one("top_k", k=k)
+
+    def threshold(self, least: float = 0.1) -> Any:
+        """All pairs with p_ij ≥ least: named tuple (batch, head, query, key, weight) of vectors.
+
+        At most 1 / least pairs a query. `batch` counts the flattened batch.
+        """
+        return self._one("threshold", least=least)
+
+    def mass(self, keys: Any = 1) -> Any:
+        """Σ_{j in keys} p_ij: (B, H, Lq).
+
+        keys: a number of first keys; or booleans (Lk,) or (B, Lk); or as many integers, a group
+            number for each key (negative: none), which gives (B, H, Lq, groups).
+        """
+        return self._one("mass", keys=keys)
+
+    def distance(self, offset: int = 0) -> Any:
+        """Σ_j p_ij |j − (i + offset)|, in positions: (B, H, Lq)."""
+        return self._one("distance", offset=offset)
+
+    def distance_bins(self, offset: int = 0) -> Any:
+        """Weight by distance |j − (i + offset)|: (B, H, Lq, bins).
+
+        Bin 0 is distance 0, bin n the distances 2ⁿ⁻¹ … 2ⁿ − 1.
+        """
+        return self._one("distance_bins", offset=offset)
+
+    def offsets(self, offsets: Any = (-1, 0, 1)) -> Any:
+        """p_{i, i + o} for each offset o (previous, self, next): (B, H, Lq, n); 0 outside."""
+        return self._one("offsets", offsets=offsets)
+
+    def received(self, reduce: str = "sum", queries: Any = None) -> Any:
+        """What each key receives, Σ_i p_ij: (B, H, Lk).
+
+        reduce: "sum", "mean" over the queries that can see the key, or "max".
+        queries: count these only: a slice, indices, or booleans (Lq,).
+        """
+        return self._one("received", reduce=reduce, queries=queries)
+
+    def pooled(self, shape: tuple[int, int] = (64, 64), reduce: str = "sum") -> Any:
+        """The map summed into cells: (B, H, rows, columns). Row i falls in cell i · rows // Lq.
+
+        reduce: "sum", "max", or "both" for a named tuple (sum, max).
+        """
+        return self._one("pooled", shape=shape, reduce=reduce)
+
+    def rows(self, queries: Any) -> Any:
+        """The weights of some queries: (B, H, n, Lk) for indices (n,)."""
+        return self._dense(_indices(queries, self.shape[-2], "query"), None)
+
+    def columns(self, keys: Any) -> Any:
+        """The weights on some keys: (B, H, Lq, n) for indices (n,)."""
+        return self._dense(None, _indices(keys, self.shape[-1], "key"))
+
+    def entries(self, queries: Any, keys: Any) -> Any:
+        """Single weights p_ij for pairs of indices (n,): (B, H, n)."""
+        i = _indices(queries, self.shape[-2], "query")
+        j = _indices(keys, self.shape[-1], "key")
+        if i.shape != j.shape:
+            raise ShapeError(f"{len(i)} queries and {len(j)} keys", "as many of one as of the other")
+        host = self._host()
+        values = np.empty((*host.extent.shape[:-2], len(i))).reshape(-1, host.extent.heads, len(i))
+        for n, (row, column) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
+            for b, h in self._heads():
+                pair = slice(row, row + 1), slice(column, column + 1)
+                values[b, h, n] = self._block(b, h, *pair).weights[0, 0]
+        return self._out(values.astype(host.accumulation_dtype))
+
+    def dense(self) -> Any:
+        """The matrix (B, H, Lq, Lk): memory quadratic in length."""
+        return self._dense(None, None)
+
+    def scores(self) -> Any:
+        """The scores (B, H, Lq, Lk), dense: after scale, softcap and bias; hidden ones −∞."""
+        return self._dense(None, None, scores=True)
+
+    def copy(self) -> AttentionWeights:
+        """An operator on copies of the queries and keys, which in-place changes do not reach."""
+        self._check_fresh()
+        copies = {name: self._front.copy(getattr(self._problem, name)) for name in ("query", "key")}
+        problem = self._problem.replace(**copies)
+        return AttentionWeights(problem, self._front, self._backend, self._axes)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Indexing B or H stays lazy; indexing Lq or Lk gives a dense array."""
+        self._check_fresh()
+        chosen: Selection = select(self._problem, self._lead, index)
+        part = AttentionWeights(chosen.problem, self._front, self._backend, chosen.axes)
+        if chosen.query is None and chosen.key is None:
+            return part
+        return part._cut(chosen.query, chosen.key)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise OptionError(
+            f"an operator of shape {self.shape} where an array is wanted",
+            "a deliberate request, since the matrix takes memory quadratic in length",
+            "call dense() for the matrix, or a read-out for a summary of it",
+        )
+
+    def __repr__(self) -> str:
+        mask = "" if self._problem.mask is None else f", mask {self._problem.mask!r}"
+        letters = ("B", "H")[-len(self._lead) :] if self._lead else ()
+        extra = tuple(f"B{n}" for n in range(len(self._lead) - len(letters)))
+        names = ", ".join((*extra, *letters, "Lq", "Lk"))
+        return f"AttentionWeights ({names}) = {self.shape}, {self._problem.dtype}{mask}"
+
+    def _cut(self, query: Any, key: Any) -> Any:
+        """Dense rows and columns by what stood at Lq and Lk in an index: slices or integers."""
+        wanted = []
+        for index, length in zip((query, key), self.shape[-2:], strict=True):
+            if index is None:
+                wanted.append(None)
+            elif isinstance(index, slice):
+                wanted.append(np.arange(length)[index])
+            else:
+                wanted.append(_indices([index], length, "position"))
+        found = self._dense(*wanted)
+        if key is not None and not isinstance(key, slice):
+            found = found[..., 0]
+        if query is not None and not isinstance(query, slice):
+            found = found[..., 0, :] if isinstance(key, slice) or key is None else found[..., 0]
+        return found
+
+    def _dense(
+        self,
+        rows: npt.NDArray[np.int64] | None,
+        columns: npt.NDArray[np.int64] | None,
+        scores: bool = False,
+    ) -> Any:
+        """(B, H, rows, columns) of weights or scores; None: all."""
+        host, extent = self._host(), self._host().extent
+        i = np.arange(extent.queries) if rows is None else rows
+        j = np.arange(extent.keys) if columns is None else columns
+        found = np.empty(
+            (extent.flat_batch, extent.heads, len(i), len(j)), host.accumulation_dtype
+        )
+        keys = slice(int(j.min(initial=extent.keys)), int(j.max(initial=-1)) + 1)
+        keys = keys if keys.start < keys.stop else slice(0, 0)
+        for (b, h), (start, stop) in itertools.product(self._heads(), _spans(i, len(j))):
+            part = slice(int(i[start]), int(i[stop - 1]) + 1)
+            block = self._block(b, h, part, keys)
+            values = block.scores if scores else block.weights
+            found[b, h, start:stop] = values[:, j - keys.start]
+        return self._out(found)
+
+    def _heads(self) -> list[tuple[int, int]]:
+        extent = self._problem.extent
+        return list(itertools.product(range(extent.flat_batch), range(extent.heads)))
+
+    def _block(self, b: int, h: int, rows: slice, keys: slice) -> readouts.Block:
+        return readouts.block(self._host(), self._host_lse(), self._backend, b, h, rows, keys)
+
+    def _one(self, name: str, **keywords: Any) -> Any:
+        return self._gather({name: keywords})[name]
+
+    def _gather(self, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        found = readouts.gather(self._host(), self._host_lse(), self._backend, requests)
+        return {name: self._out_any(result) for name, result in found.items()}
+
+    def _host(self) -> Problem:
+        """The problem with its arrays in main memory."""
+        self._check_fresh()
+        if not hasattr(self, "_on_host"):
+            self._on_host: Problem = self._front.host(self._problem)
+        return self._on_host
+
+    def _host_lse(self) -> npt.NDArray[Any]:
+        """(B, H, Lq), B flattened."""
+        if self._lse is None:
+            extent = self._problem.extent
+            total = as_numpy(self._front.lse(self._host(), self._backend))
+            self._lse = total.reshape(extent.flat_batch, extent.heads, extent.queries)
+        return self._lse
+
+    def _out_any(self, result: Any) -> Any:
+        if isinstance(result, readouts.Edges):
+            return readouts.Edges(*(self._to_framework(array) for array in result))
+        if isinstance(result, tuple):
+            return type(result)(*(self._out(array) for array in result))
+        return self._out(result)
+
+    def _out(self, array: npt.NDArray[Any]) -> Any:
+        """(B, H, …) as the caller's framework and leading shape have it."""
+        return self._to_framework(array.reshape(self._lead + array.shape[2:]))
+
+    def _to_framework(self, array: npt.NDArray[Any]) -> Any:
+        return self._front.from_numpy(array, self._problem.query)
+
+    def _with_value(self, value: Any) -> Problem:
+        self._check_fresh()
+        return self._problem.with_value(self._enter_layout(value, self._problem.key_heads, "value"))
+
+    def _enter_layout(self, array: Any, shared_heads: int, name: str) -> Any:
+        """values or y as (*batch, heads, L, size): one matrix (L, C) serves all heads."""
+        if not is_array(array):
+            raise OptionError(f"{name} of type {type(array).__name__}", "an array")
+        batch = self._problem.extent.batch
+        if len(array.shape) == 2:
+            return self._front.broadcast(array, (*batch, shared_heads, *array.shape))
+        if len(array.shape) != len(self._lead) + 2:
+            raise ShapeError(
+                f"{name} of shape {tuple(array.shape)} for weights of shape {self.shape}",
+                f"{len(self._lead) + 2} dimensions, or one matrix (L, C) for all heads",
+            )
+        has_heads = self._axes[-1]
+        if has_heads and self._problem.layout == "BLHD":
+            array = array.swapaxes(-3, -2)
+        heads = array.shape[-3] if has_heads else 1
+        return array.reshape((*batch, heads, *array.shape[-2:]))
+
+    def _leave_layout(self, output: Any) -> Any:
+        """The output without the dimensions that were indexed away."""
+        if all(self._axes):
+            return output
+        size, queries = output.shape[-1], self._problem.extent.queries
+        blhd = self._problem.layout == "BLHD" and self._axes[-1]
+        heads_and_queries = (queries, self._lead[-1]) if blhd else (*self._lead[-1:], queries)
+        return output.reshape((*self._lead[:-1], *heads_and_queries, size))
+
+    def _current_versions(self) -> tuple[Any, ...]:
+        return tuple(self._front.version(a) for a in (self._problem.query, self._problem.key))
+
+    def _check_fresh(self) -> None:
+        if self._versions != self._current_versions():
+            raise StaleOperator(
+                "the queries or keys of this operator were changed in place after it was made",
+                remedy="make it anew, or keep an independent one with w.copy()",
+            )
+
+
+class Transposed:
+    """weightsᵀ, of shape (B, H, Lk, Lq): made by `w.mT`."""
+
+    def __init__(self, weights: AttentionWeights) -> None:
+        self.mT = weights
+        *lead, queries, keys = weights.shape
+        self.shape = (*lead, keys, queries)
+
+    def __matmul__(self, y: Any) -> Any:
+        """Σ_i p_ij y_i: (B, H, Lk, C), per query head, differentiable.
+
+        y: (B, H, Lq, C) in the operator's layout, or one matrix (Lq, C) for all heads.
+        """
+        weights = self.mT
+        weights._check_fresh()
+        problem = weights._problem
+        y = weights._enter_layout(y, problem.extent.heads, "y")
+        wanted = (*problem.extent.shape[:-1], y.shape[-1])
+        if tuple(y.shape) != wanted:
+            raise ShapeError(f"y of shape {tuple(y.shape)}", f"(B, H, Lq, C) = {wanted}")
+        result = weights._front.transposed(problem, y, weights._backend)
+        result = result.reshape((*weights._lead, *result.shape[-2:]))
+        blhd = problem.layout == "BLHD" and weights._axes[-1]
+        return result.swapaxes(-3, -2) if blhd else result
+
+    def __repr__(self) -> str:
+        return f"{self.mT!r}, transposed"
+
+
+def _keywords(name: str, given: Any) -> dict[str, Any]:
+    """A read-out's keywords from what `attend` was given for it."""
+    if name not in readouts.KINDS:
+        raise OptionError(f"{name}=…", f"the name of a read-out: {', '.join(readouts.KINDS)}")
+    if given is True:
+        return {}
+    if isinstance(given, dict):
+        return given
+    if name not in _FIRST_ARGUMENT:
+        raise OptionError(f"{name}={given!r}", f"{name}=True: it takes no argument")
+    return {_FIRST_ARGUMENT[name]: given}
+
+
+def _indices(given: Any, length: int, name: str) -> npt.NDArray[np.int64]:
+    """Indices (n,), negative ones counted from the end."""
+    array = np.atleast_1d(as_numpy(given))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise OptionError(f"{name} indices {given!r}", "a vector of integers")
+    array = array.astype(np.int64)
+    if array.size and not (-length <= array.min() and array.max() < length):
+        raise IndexError(f"{name} {given!r} is outside of 0 … {length - 1}")
+    return np.where(array < 0, array + length, array)
+
+
+def _spans(indices: npt.NDArray[np.int64], width: int) -> list[tuple[int, int]]:
+    """Stretches of consecutive indices, as (start, stop) positions, of a bounded size."""
+    if not len(indices):
+        return []
+    most = max(1, (1 << 19) // max(1, width))
+    breaks = set(np.flatnonzero(np.diff(indices) != 1) + 1) | {0, len(indices)}
+    edges = sorted(breaks | set(range(0, len(indices), most)))
+    return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]

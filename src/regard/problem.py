@@ -1,0 +1,272 @@
+"""Problem: one call of attention, checked and normalised; all that a kernel may know.
+
+Letters, the same everywhere: B batch (any number of dimensions), H query heads, K key heads (H
+divisible by K: head h reads key head h // (H // K)), Lq queries, Lk keys, D head size of queries and
+keys, E head size of values.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from regard._arrays import dtype_name
+from regard.errors import DtypeError, OptionError, ShapeError
+from regard.intervals import Extent, Visibility
+from regard.masks import Mask, as_mask, flatten, rebuild, visibility
+
+__all__ = ["DTYPES", "LAYOUTS", "Problem", "make"]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+LAYOUTS = ("BHLD", "BLHD")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Arrays of one framework in the order (B, heads, L, size), and what is done with them."""
+
+    query: Any  # (*batch, H, Lq, D)
+    key: Any  # (*batch, K, Lk, D)
+    value: Any  # (*batch, K | H, Lk, E), or None where only the weights matter
+    mask: Mask | None
+    bias: Any  # broadcasts to (*batch, H, Lq, Lk), or None
+    sinks: Any  # (H,), or None
+    scale: float
+    softcap: float  # 0: none
+    dropout_p: float  # 0: none
+    dropout_seed: Any  # an integer, an array () of one, or None
+    layout: str  # how the caller holds its arrays, and wants the output
+
+    @cached_property
+    def extent(self) -> Extent:
+        """The sizes that masks and biases are broadcast to."""
+        *batch, heads, queries, _ = self.query.shape
+        return Extent(tuple(batch), heads, queries, self.key.shape[-2])
+
+    @property
+    def key_heads(self) -> int:
+        """K."""
+        return int(self.key.shape[-3])
+
+    @property
+    def head_size(self) -> int:
+        """D."""
+        return int(self.query.shape[-1])
+
+    @property
+    def value_size(self) -> int:
+        """E; 0 without values."""
+        return 0 if self.value is None else int(self.value.shape[-1])
+
+    @property
+    def value_heads(self) -> int:
+        """K or H; K without values."""
+        return self.key_heads if self.value is None else int(self.value.shape[-3])
+
+    @property
+    def dtype(self) -> str:
+        """The element type's plain name, one of DTYPES."""
+        return dtype_name(self.query)
+
+    @property
+    def accumulation_dtype(self) -> str:
+        """What sums are held in: float64 for float64, float32 for everything else."""
+        return "float64" if self.dtype == "float64" else "float32"
+
+    @cached_property
+    def visibility(self) -> Visibility:
+        """Which query sees which key, in the normal form."""
+        return visibility(self.mask, self.extent)
+
+    def replace(self, **changes: Any) -> Problem:
+        """The same problem with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def with_value(self, value: Any) -> Problem:
+        """The same problem for values (*batch, K | H, Lk, E). Raises: ShapeError, DtypeError."""
+        _check_rank(self.query, self.key, value)
+        _check_dtypes(self.query, self.key, value, None, None)
+        _check_sizes(self.query, self.key, value)
+        return self.replace(value=value)
+
+    def flatten(self) -> tuple[str, tuple[Any, ...]]:
+        """(specification, arrays): a hashable text and a flat tuple, to cross a tracer's border."""
+        structure, mask_arrays = (None, ()) if self.mask is None else flatten(self.mask)
+        fixed = (self.query, self.key, self.value, self.bias, self.sinks, self.dropout_seed)
+        present = tuple(hasattr(array, "shape") for array in fixed)
+        seed = None if present[-1] else self.dropout_seed
+        numbers = (self.scale, self.softcap, self.dropout_p, seed, self.layout)
+        arrays = tuple(a for a, here in zip(fixed, present, strict=True) if here)
+        return repr((present, structure, numbers)), arrays + mask_arrays
+
+    @staticmethod
+    def rebuild(specification: str, arrays: tuple[Any, ...]) -> Problem:
+        """The problem that `flatten` took apart."""
+        present, structure, numbers = ast.literal_eval(specification)
+        rest = iter(arrays)
+        *fixed, seed_array = (next(rest) if here else None for here in present)
+        mask = None if structure is None else rebuild(structure, tuple(rest))
+        query, key, value, bias, sinks = fixed
+        scale, softcap, dropout_p, seed, layout = numbers
+        seed = seed if seed_array is None else seed_array
+        return Problem(
+            query, key, value, mask, bias, sinks, scale, softcap, dropout_p, seed, layout
+        )
+
+
+def make(
+    query: Any,
+    key: Any,
+    value: Any = None,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Any = None,
+    layout: str = "BHLD",
+) -> Problem:
+    """Check everything that can be seen without reading an array's elements, and normalise it.
+
+    The arrays are all of one framework by now, and on one device.
+
+    Raises: ShapeError, DtypeError, MaskError, OptionError.
+    """
+    if layout not in LAYOUTS:
+        raise OptionError(f"layout={layout!r}", '"BHLD" or "BLHD"')
+    _check_rank(query, key, value)
+    if layout == "BLHD":
+        query, key, value = (a if a is None else a.swapaxes(-3, -2) for a in (query, key, value))
+    _check_dtypes(query, key, value, bias, sinks)
+    _check_sizes(query, key, value)
+    problem = Problem(
+        query=query,
+        key=key,
+        value=value,
+        mask=None if mask is None else as_mask(mask),
+        bias=bias,
+        sinks=sinks,
+        scale=_scale(scale, query.shape[-1]),
+        softcap=_softcap(softcap),
+        dropout_p=_dropout(dropout_p),
+        dropout_seed=dropout_seed,
+        layout=layout,
+    )
+    _check_bias(problem)
+    if sinks is not None and tuple(sinks.shape) != (problem.extent.heads,):
+        raise ShapeError(
+            f"sinks of shape {tuple(sinks.shape)}", f"(H,) = ({problem.extent.heads},)"
+        )
+    return problem
+
+
+def _shapes(**arrays: Any) -> str:
+    """ "query (2, 8, 5, 64), key (2, 8, 7, 64)"."""
+    return ", ".join(f"{n} {tuple(a.shape)}" for n, a in arrays.items() if a is not None)
+
+
+def _check_rank(query: Any, key: Any, value: Any) -> None:
+    ranks = {len(a.shape) for a in (query, key, value) if a is not None}
+    if len(ranks) == 1 and min(ranks) >= 3:
+        return
+    remedy = "give all of them the same number of dimensions"
+    if min(ranks) < 3:
+        remedy = "add a dimension for the heads: query[None], key[None], value[None]"
+    raise ShapeError(
+        _shapes(query=query, key=key, value=value), "(B, heads, length, size), B optional", remedy
+    )
+
+
+def _check_dtypes(query: Any, key: Any, value: Any, bias: Any, sinks: Any) -> None:
+    name = dtype_name(query)
+    if name not in DTYPES:
+        raise DtypeError(f"query of type {name}", " or ".join(DTYPES), "convert the arrays first")
+    for what, array in (("key", key), ("value", value)):
+        if array is not None and dtype_name(array) != name:
+            raise DtypeError(
+                f"query of type {name}, {what} of type {dtype_name(array)}",
+                "one element type",
+                f"convert one of them; autocast and mixed caches are the usual cause of {what}s "
+                "of another type",
+            )
+    for what, array in (("bias", bias), ("sinks", sinks)):
+        if array is None or dtype_name(array) in (name, "float32"):
+            continue
+        remedy = "convert it"
+        if dtype_name(array) == "bool":
+            remedy = "pass it as mask=, which is what booleans are for"
+        raise DtypeError(
+            f"{what} of type {dtype_name(array)}, query of type {name}",
+            f"{what} of type {name} or float32",
+            remedy,
+        )
+
+
+def _check_sizes(query: Any, key: Any, value: Any) -> None:
+    given = _shapes(query=query, key=key, value=value) + " as (B, heads, length, size)"
+    *batch, heads, _, head_size = query.shape
+    *key_batch, key_heads, key_length, key_size = key.shape
+    if head_size != key_size:
+        raise ShapeError(
+            given,
+            f"queries and keys of one size, since their dot product is taken: {head_size} is not "
+            f"{key_size}",
+            "project one of them to the other's size first",
+        )
+    if batch != key_batch:
+        raise ShapeError(given, "the same batch dimensions", "expand the one that is shared")
+    if key_heads == 0 or heads % key_heads:
+        raise ShapeError(
+            given,
+            f"a number of query heads that the number of key heads divides: {heads} is not a "
+            f"multiple of {key_heads}",
+        )
+    if value is None:
+        return
+    *value_batch, value_heads, value_length, _ = value.shape
+    if value_batch != batch or value_length != key_length:
+        raise ShapeError(given, "one value for each key: the same batch and the same length")
+    if value_heads not in (key_heads, heads):
+        raise ShapeError(given, f"values of {key_heads} heads, as the keys, or of {heads}")
+
+
+def _check_bias(problem: Problem) -> None:
+    if problem.bias is None:
+        return
+    shape, wanted = tuple(problem.bias.shape), problem.extent.shape
+    tail = wanted[len(wanted) - len(shape) :]
+    if len(shape) <= len(wanted) and all(a in (1, b) for a, b in zip(shape, tail, strict=True)):
+        return
+    raise ShapeError(
+        f"bias of shape {shape}",
+        f"one that broadcasts to (B, H, Lq, Lk) = {wanted}",
+        "add dimensions of size 1 where it is shared",
+    )
+
+
+def _scale(scale: float | None, head_size: int) -> float:
+    if scale is None:
+        return 1.0 / math.sqrt(head_size) if head_size else 1.0
+    if not math.isfinite(scale):
+        raise OptionError(f"scale={scale}", "a finite number", "leave it out for 1/√D")
+    return float(scale)
+
+
+def _softcap(softcap: float | None) -> float:
+    if softcap is None or softcap == 0:
+        return 0.0
+    if not (math.isfinite(softcap) and softcap > 0):
+        raise OptionError(f"softcap={softcap}", "a positive number, or None for no cap")
+    return float(softcap)
+
+
+def _dropout(dropout_p: float) -> float:
+    if not 0 <= dropout_p < 1:
+        raise OptionError(f"dropout_p={dropout_p}", "a probability, 0 or more and below 1")
+    return float(dropout_p)

@@ -1,0 +1,127 @@
+"""Indexing an operator: the batch and head dimensions stay lazy, positions become dense."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regard.errors import OptionError
+from regard.masks import Normal
+from regard.problem import Problem
+
+__all__ = ["Selection", "select", "visible"]
+
+_ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A problem for some batch elements and heads, and what is left of the index.
+
+    axes: for each of the problem's (*batch, H), whether it is still visible; an integer takes one
+    away (its size is then 1).
+    """
+
+    problem: Problem
+    axes: tuple[bool, ...]
+    query: Any  # None: all queries; else an integer or a slice
+    key: Any
+
+
+def visible(problem: Problem, axes: tuple[bool, ...]) -> tuple[int, ...]:
+    """The sizes of (*batch, H) that no index has taken away."""
+    return tuple(itertools.compress(problem.extent.shape, axes))
+
+
+def select(problem: Problem, axes: tuple[bool, ...], index: Any) -> Selection:
+    """Apply an index on the visible (*batch, H, Lq, Lk): integers, slices and one Ellipsis."""
+    lead = visible(problem, axes)
+    *leading, query, key = _expand(index, len(lead) + 2)
+    kept = _restore(leading, lead, axes)
+    stays = iter([isinstance(entry, slice) for entry in leading])
+    new_axes = tuple(axis and next(stays) for axis in axes)
+    return Selection(_apply(problem, kept), new_axes, _or_none(query), _or_none(key))
+
+
+def _expand(index: Any, rank: int) -> list[Any]:
+    """One entry, an integer or a slice, for each dimension."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    for entry in entries:
+        if entry is not Ellipsis and not isinstance(entry, (int, np.integer, slice)):
+            raise OptionError(
+                f"an operator indexed with {entry!r}",
+                "integers, slices and …",
+                "for lists of positions use rows(), columns() or entries()",
+            )
+    if entries.count(Ellipsis) > 1:
+        raise OptionError("two … in an index", "at most one")
+    missing = rank - len([entry for entry in entries if entry is not Ellipsis])
+    if missing < 0:
+        raise IndexError(f"{len(entries)} indices for an operator of {rank} dimensions")
+    if Ellipsis not in entries:
+        entries.append(Ellipsis)
+    at = entries.index(Ellipsis)
+    return [*entries[:at], *[_ALL] * missing, *entries[at + 1 :]]
+
+
+def _restore(leading: list[Any], lead: tuple[int, ...], axes: tuple[bool, ...]) -> list[slice]:
+    """A slice for each of the problem's (*batch, H), whole where an index took it away before."""
+    slices: list[slice] = []
+    for entry, size in zip(leading, lead, strict=True):
+        if isinstance(entry, slice):
+            slices.append(entry)
+            continue
+        if not -size <= entry < size:
+            raise IndexError(f"index {entry} is outside of a dimension of size {size}")
+        entry = int(entry) % size
+        slices.append(slice(entry, entry + 1))
+    rest = iter(slices)
+    return [next(rest) if axis else _ALL for axis in axes]
+
+
+def _apply(problem: Problem, kept: list[slice]) -> Problem:
+    if all(entry == _ALL for entry in kept):
+        return problem
+    extent = problem.extent
+    *batch, head_slice = kept
+    heads = np.arange(extent.heads)[head_slice]
+    flat = np.arange(extent.flat_batch).reshape(extent.batch)[tuple(batch)].reshape(-1)
+    seen = problem.visibility.select(flat, heads)
+    bias = problem.bias
+    if bias is not None:
+        whole = [_ALL] * 2
+        entries = [*kept, *whole][len(kept) + 2 - bias.ndim :]
+        bias = bias[tuple(
+            entry if size > 1 else _ALL for entry, size in zip(entries, bias.shape, strict=True)
+        )]
+    return problem.replace(
+        query=problem.query[tuple(kept)],
+        key=_key_heads(problem, tuple(batch), heads),
+        mask=None if seen.sees_everything else Normal(seen.intervals, seen.dense),
+        bias=bias,
+        sinks=None if problem.sinks is None else problem.sinks[head_slice],
+    )
+
+
+def _key_heads(problem: Problem, batch: tuple[slice, ...], heads: Any) -> Any:
+    """The key heads that these query heads read: a view where whole groups (or one head) remain."""
+    key = problem.key[batch]
+    group = problem.extent.heads // problem.key_heads
+    wanted = heads // group
+    distinct = np.unique(wanted)
+    steps = np.diff(distinct)
+    regular = len(heads) % max(1, len(distinct)) == 0 and np.array_equal(
+        wanted, np.repeat(distinct, len(heads) // max(1, len(distinct)))
+    )
+    if regular and len(distinct) and np.all(steps == (steps[0] if len(steps) else 1)):
+        step = int(steps[0]) if len(steps) else 1
+        span = slice(int(distinct[0]), int(distinct[-1]) + 1, step)
+        return key[(..., span, _ALL, _ALL)]
+    return key[(..., wanted.tolist(), _ALL, _ALL)]
+
+
+def _or_none(entry: Any) -> Any:
+    return None if isinstance(entry, slice) and entry == _ALL else entry

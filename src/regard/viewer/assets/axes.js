@@ -1,0 +1,171 @@
+// Around the heat map: token labels, marginals, legend; and above it, selection and pointer.
+
+const LABEL_SPACING = 12;
+
+function drawAxes(context) {
+  const { left, top, width } = heat.plot;
+  const [r0, r1, c0, c1] = zoomWindow();
+  const { call } = heat;
+  const queries = record.texts[call.query_text];
+  const keys = record.texts[call.key_text];
+  context.font = "11.5px system-ui, sans-serif";
+  context.textBaseline = "middle";
+  const rowAt = (i) => top + (i + 0.5 - r0) * heat.plot.cellHeight;
+  const columnAt = (j) => left + (j + 0.5 - c0) * heat.plot.cellWidth;
+  const labels = Math.max(4, Math.floor(left / 7.4));
+  labelled(r0, r1, heat.plot.cellHeight, (i) => {
+    drawLabel(context, queries, i + call.first_query, left - 8, rowAt(i), 0, labels);
+  });
+  labelled(c0, c1, heat.plot.cellWidth, (j) => {
+    drawLabel(context, keys, j, columnAt(j), top - 8, -Math.PI / 2, 11);
+  });
+  drawReceived(context, columnAt);
+  drawEntropy(context, rowAt);
+  context.fillStyle = cssColour("muted");
+  context.font = "italic 11.5px system-ui, sans-serif";
+  context.textAlign = "left";
+  context.fillText("is read →", left + 2, 8);
+  context.textAlign = "right";
+  context.fillText("reads ↓", left - 8, top - 10);
+  context.textAlign = "left";
+  context.fillText("entropy", left + width + 8, top - 10);
+}
+
+// Calls `draw` for whole tokens in view, as many as can be read.
+function labelled(from, to, cell, draw) {
+  const every = Math.ceil(LABEL_SPACING / cell);
+  for (let i = Math.ceil((from - 0.3) / every) * every; i + 0.6 < to; i += every) draw(i);
+}
+
+function drawLabel(context, text, index, x, y, angle, length) {
+  context.save();
+  context.translate(x, y);
+  context.rotate(angle);
+  context.fillStyle = cssColour(text.special.has(index) ? "muted" : "ink");
+  context.textAlign = angle ? "left" : "right";
+  context.fillText(shorten(visible(text.tokens[index]), length), 0, 0);
+  context.restore();
+}
+
+function marginal(name, count) {
+  const { data, table } = heat.marginals[name];
+  return Float32Array.from(data.subarray(heat.head * count, (heat.head + 1) * count), (c) => table[c]);
+}
+
+// Below: how much each key received, summed over all queries.
+function drawReceived(context, columnAt) {
+  const { left, top, height, width, cellWidth } = heat.plot;
+  const [, , c0, c1] = zoomWindow();
+  const values = marginal("received", heat.call.keys);
+  const high = values.reduce((a, b) => Math.max(a, b), 0) || 1;
+  const base = top + height + 6;
+  context.fillStyle = cssColour("bar");
+  const bar = Math.max(1, cellWidth - 1);
+  for (let j = Math.floor(c0); j < c1; j++) {
+    const x = Math.max(left, columnAt(j) - bar / 2);
+    const end = Math.min(left + width, columnAt(j) + bar / 2);
+    context.fillRect(x, base, Math.max(0, end - x), (38 * values[j]) / high);
+  }
+  context.fillStyle = cssColour("muted");
+  context.font = "italic 11.5px system-ui, sans-serif";
+  context.textAlign = "right";
+  context.fillText("received", left - 8, base + 8);
+  context.font = "10.5px system-ui, sans-serif";
+  context.fillText(`max ${formatScore(high)}`, left - 8, base + 23);
+}
+
+// Right: how spread out each query's attention is; a full bar is spread evenly over all keys.
+function drawEntropy(context, rowAt) {
+  const { left, top, width, cellHeight, height } = heat.plot;
+  const [r0, r1] = zoomWindow();
+  const values = marginal("entropy", heat.call.queries);
+  const high = Math.log(heat.call.keys) || 1;
+  const space = Math.min(46, heat.width - left - width - 10);
+  context.fillStyle = cssColour("bar");
+  const bar = Math.max(1, cellHeight - 1);
+  for (let i = Math.floor(r0); i < r1; i++) {
+    const y = Math.max(top, rowAt(i) - bar / 2);
+    const end = Math.min(top + height, rowAt(i) + bar / 2);
+    context.fillRect(left + width + 6, y, (space * values[i]) / high, Math.max(0, end - y));
+  }
+}
+
+function drawLegend() {
+  const exact = showsExactCells() && !heat.weights.whole;
+  const scale = exact ? topScale() : heat.scale;
+  const stops = Array.from({ length: 9 }, (_, i) => rampColour(i / 8)).join(",");
+  $("legend-ramp").style.background = `linear-gradient(to right, ${stops})`;
+  const middle = scale.kind === "log" ? Math.sqrt(scale.low * scale.high) : scale.high / 2;
+  const ticks = [scale.low, middle, scale.high].map((value) => formatWeight(value, 1));
+  if (scale.kind === "log") ticks[0] = `≤ ${ticks[0]}`;
+  $("legend-ticks").replaceChildren(...ticks.map((tick) => element("span", {}, tick)));
+  $("legend-text").textContent = legendText(exact);
+}
+
+function legendText(exact) {
+  const { weights, matrix, call } = heat;
+  const error = `±${(100 * weights.error).toFixed(weights.error < 0.001 ? 2 : 1)} %`;
+  const sinks = state.sinks === "hide";
+  if (weights.whole) {
+    const floor = weights.floor;
+    const under = floor > 1e-4 ? `; those under ${formatWeight(floor, 1)} are drawn as none` : "";
+    const hidden = sinks ? " Sinks are hidden, and the rest of each row is scaled to sum to 1." : "";
+    return `Weight, stored to ${error}${under}.${hidden}`;
+  }
+  if (exact) return `Weights of the ${weights.k} largest keys of each query, stored to ${error}.`;
+  const [h, w] = [call.queries / matrix.rows, call.keys / matrix.columns].map(Math.ceil);
+  const what =
+    state.measure === "mass"
+      ? "the share of its rows’ attention that goes to its columns"
+      : "the largest weight in it";
+  const hidden = sinks ? " Sinks are taken out where they are among the stored keys." : "";
+  return `Each cell is ${h} × ${w} tokens: ${what}.${hidden} Zoom in to see single weights.`;
+}
+
+function drawHeatOver() {
+  if (!heat.plot) return;
+  const context = prepareCanvas($("heat-over"), heat.width, heat.height);
+  drawSelection(context);
+  if (heat.hover) drawPointer(context);
+  if (heat.drag?.box) {
+    const [x0, y0, x1, y1] = heat.drag.box;
+    context.strokeStyle = cssColour("in");
+    context.lineWidth = 1.5;
+    context.strokeRect(x0, y0, x1 - x0, y1 - y0);
+  }
+}
+
+// The chosen token: its row if it reads, its column if it is read.
+function drawSelection(context) {
+  if (state.token < 0) return;
+  const { left, top, width, height, cellWidth, cellHeight } = heat.plot;
+  const [r0, r1, c0, c1] = zoomWindow();
+  context.strokeStyle = cssColour(state.direction);
+  context.lineWidth = 2;
+  if (state.direction === "out") {
+    const row = state.token - heat.call.first_query;
+    const y = top + (row - r0) * cellHeight;
+    const tall = Math.max(3, cellHeight);
+    if (row + 1 > r0 && row < r1) context.strokeRect(left - 1, y, width + 2, tall);
+  } else {
+    const x = left + (state.token - c0) * cellWidth;
+    const wide = Math.max(3, cellWidth);
+    if (state.token + 1 > c0 && state.token < c1) context.strokeRect(x, top - 1, wide, height + 2);
+  }
+}
+
+function drawPointer(context) {
+  const { left, top, width, height, cellWidth, cellHeight } = heat.plot;
+  const [r0, , c0] = zoomWindow();
+  const x = left + (heat.hover.key + 0.5 - c0) * cellWidth;
+  const y = top + (heat.hover.query + 0.5 - r0) * cellHeight;
+  context.strokeStyle = cssColour("muted");
+  context.globalAlpha = 0.7;
+  context.setLineDash([3, 3]);
+  context.beginPath();
+  context.moveTo(left, y);
+  context.lineTo(left + width, y);
+  context.moveTo(x, top);
+  context.lineTo(x, top + height);
+  context.stroke();
+}

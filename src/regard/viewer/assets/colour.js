@@ -1,0 +1,86 @@
+// Colours: one sequential ramp per theme (its lightness alone carries the value, so it is safe for
+// colour-blind readers), and eight colours for kinds of heads, which are always named as well.
+
+const RAMPS = {
+  light: ["#fdfcf9", "#dbe7f2", "#a9cae3", "#6aa5d0", "#3579b5", "#1b4f8f", "#0b2a5b"],
+  dark: ["#12161c", "#16304a", "#1c4f7c", "#2b78b4", "#55a3d9", "#9dcdf0", "#f2faff"],
+};
+const KINDS = {
+  light: ["#0072b2", "#d55e00", "#009e73", "#b0528f", "#a67c00", "#2a9fd6", "#7a5cc9", "#8c2d04"],
+  dark: ["#56b4e9", "#ff8c42", "#2fd0a0", "#e391c4", "#f0d34f", "#9ad7ff", "#b9a3ff", "#ffb38a"],
+};
+
+const darkScreen = matchMedia("(prefers-color-scheme: dark)");
+const theme = () => state.theme || (darkScreen.matches ? "dark" : "light");
+
+function channels(hex) {
+  return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+}
+
+const ramps = new Map();
+
+// 256 colours as little-endian RGBA, ready for ImageData.
+function ramp() {
+  const name = theme();
+  if (!ramps.has(name)) {
+    const stops = RAMPS[name].map(channels);
+    const colours = new Uint32Array(256);
+    for (let i = 0; i < 256; i++) {
+      const place = (i / 255) * (stops.length - 1);
+      const at = Math.min(Math.floor(place), stops.length - 2);
+      const mix = stops[at].map((c, k) => Math.round(c + (stops[at + 1][k] - c) * (place - at)));
+      colours[i] = (255 << 24) | (mix[2] << 16) | (mix[1] << 8) | mix[0];
+    }
+    ramps.set(name, colours);
+  }
+  return ramps.get(name);
+}
+
+function rampColour(t) {
+  const c = ramp()[Math.round(255 * Math.min(1, Math.max(0, t)))];
+  return `rgb(${c & 255}, ${(c >> 8) & 255}, ${(c >> 16) & 255})`;
+}
+
+// Kinds in order of frequency; the ninth and later, and heads without a kind, are grey.
+const kindOrder = (() => {
+  const counts = new Map();
+  record.calls.forEach((call) =>
+    call.kinds.forEach((kind) => kind && counts.set(kind, (counts.get(kind) || 0) + 1)),
+  );
+  return [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a));
+})();
+
+function kindColour(kind) {
+  const grey = theme() === "dark" ? "#79828e" : "#9a9a94";
+  return KINDS[theme()][kindOrder.indexOf(kind)] || grey;
+}
+
+const cssColour = (name) => getComputedStyle(document.body).getPropertyValue(`--${name}`).trim();
+
+// From weight to a place on the ramp; `high` is the largest value, `low` the smallest shown.
+function makeScale(kind, low, high) {
+  const bottom = Math.max(low, high * 1e-4);
+  const range = Math.log(high / bottom) || 1;
+  const log = (value) => (value < bottom ? 0 : Math.log(value / bottom) / range);
+  return {
+    kind,
+    high,
+    low: kind === "log" ? bottom : 0,
+    at: kind === "log" ? log : (value) => value / high,
+  };
+}
+
+// Paints numbers (rows × columns) on a canvas with one pixel for each.
+function paintMatrix(values, rows, columns, scale) {
+  const canvas = element("canvas", { width: columns, height: rows });
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(columns, rows);
+  const pixels = new Uint32Array(image.data.buffer);
+  const colours = ramp();
+  for (let i = 0; i < pixels.length; i++) {
+    const t = values[i] ? scale.at(values[i]) : 0;
+    pixels[i] = colours[t <= 0 ? 0 : t >= 1 ? 255 : Math.round(255 * t)];
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}

@@ -1,0 +1,70 @@
+// The record: a JSON header, and binary chunks that are inflated when first needed.
+
+const record = JSON.parse($("header").textContent);
+record.texts.forEach((text) => {
+  text.special = new Set(text.special);
+  text.glued = new Set(text.glued);
+});
+record.calls.forEach((call, index) => {
+  call.index = index;
+  call.scopeKey = `${call.query_text},${call.key_text}`;
+});
+
+const scoreNames = [...new Set(record.calls.flatMap((call) => Object.keys(call.scores)))];
+const isWhole = record.calls.every((call) => call.arrays.dense);
+
+// Rows of the map are called by their layer, unless two calls share a layer.
+const layersAreUnique =
+  new Set(record.calls.map((call) => call.layer)).size === record.calls.length;
+const callLabel = (call) => (layersAreUnique ? `${call.layer}` : `${call.layer}·${call.index}`);
+const headLabel = (call, head) => `${callLabel(call)}.${head}`;
+
+const TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
+const inflated = new Map();
+const tables = new Map();
+
+function decodeBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+}
+
+async function inflate(index) {
+  const bytes = decodeBase64($(`chunk-${index}`).textContent);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
+
+// The numbers that the codes of a chunk stand for. Codes 0 and 1 (under the floor) stand for 0.
+function tableOf({ floor, top, last }) {
+  const key = `${floor} ${top} ${last}`;
+  if (!tables.has(key)) {
+    const table = new Float32Array(last + 1);
+    for (let c = 2; c <= last; c++) table[c] = floor * (top / floor) ** ((c - 2) / (last - 2));
+    tables.set(key, table);
+  }
+  return tables.get(key);
+}
+
+// An array of a call: { data, shape, table, error }; null if the record does not hold it.
+function load(call, name) {
+  const entry = call.arrays[name];
+  if (!entry) return Promise.resolve(null);
+  if (!inflated.has(entry.chunk)) {
+    const promise = inflate(entry.chunk).then((buffer) => ({
+      data: new TYPES[entry.dtype](buffer),
+      shape: entry.shape,
+      table: entry.codes ? tableOf(entry.codes) : null,
+      error: entry.codes ? entry.codes.error : 0,
+      floor: entry.codes ? entry.codes.floor : 0,
+    }));
+    inflated.set(entry.chunk, promise);
+  }
+  return inflated.get(entry.chunk);
+}
+
+// The sinks of a call: the first key, and keys that are no text.
+function sinksOf(call) {
+  const special = record.texts[call.key_text].special;
+  const keys = [...special].filter((key) => key < call.keys);
+  return special.has(0) ? keys : [0, ...keys];
+}

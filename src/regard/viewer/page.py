@@ -1,0 +1,233 @@
+"""A record in, one HTML file out.
+
+The page is assets/page.html with the style, the scripts (joined in one function), a JSON header and
+the binary chunks put in. The content security policy lets run exactly that style and that script.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regard.viewer.packing import Chunks, LogCodes
+from regard.viewer.record import Call, Floats, Record, Text, pool
+
+SCRIPTS = (
+    "dom.js", "data.js", "state.js", "colour.js", "weights.js", "map.js", "heat.js", "axes.js",
+    "reader.js", "table.js", "main.js",
+)  # fmt: skip
+
+# What the codes of dense weights may be, finest first: last code, and floor times the number of keys.
+DENSE_CODES = ((65535, 1e-3), (255, 0.02), (64, 0.25), (40, 0.7), (30, 1.0), (24, 1.5))
+THUMBNAIL = 32
+
+
+def page(record: Record, *, budget: int = 3_000_000) -> str:
+    """The page as text.
+
+    budget: about how many bytes the page may take to hold every weight. Weights are stored as
+        finely as fits; if even the coarsest do not, the page draws pooled maps and reads the top
+        k keys (k is then cut only if they would exceed eight times the budget). The page says
+        which it is, and how exact.
+    """
+    chunks = Chunks()
+    header = _header(record, chunks, budget)
+    style, script = _asset("style.css"), _script()
+    parts = {
+        "policy": _policy(style, script),
+        "title": html.escape(record.title.encode("utf-8", "replace").decode()),
+        "style": style,
+        "script": script,
+        "header": _safe_json(header),
+        "chunks": "\n".join(
+            f'<script type="application/octet-stream" id="chunk-{i}">{text}</script>'
+            for i, text in enumerate(chunks.base64)
+        ),
+    }
+    # one pass, so that nothing inside a part is taken for a place to fill
+    return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], _asset("page.html"))
+
+
+def write_page(record: Record, path: str | os.PathLike[str], *, budget: int = 3_000_000) -> None:
+    """Writes `page(record)` to `path`, whole or not at all."""
+    target = Path(path)
+    text = page(record, budget=budget)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def iframe(record: Record, *, height: int = 900, budget: int = 3_000_000) -> str:
+    """The page as an `<iframe srcdoc>` for a notebook: it shares neither scripts nor styles with
+    what is around it.
+    """
+    content = html.escape(page(record, budget=budget))
+    return (
+        f'<iframe srcdoc="{content}" sandbox="allow-scripts allow-downloads" '
+        f'title="Attention" width="100%" height="{int(height)}" style="border:0"></iframe>'
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _asset(name: str) -> str:
+    return (resources.files("regard.viewer") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _script() -> str:
+    files = "\n".join(_asset(name) for name in SCRIPTS)
+    return f'(() => {{\n"use strict";\n{files}}})();\n'
+
+
+def _policy(style: str, script: str) -> str:
+    def digest(text: str) -> str:
+        return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest(script)}'; "
+        f"style-src 'sha256-{digest(style)}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _safe_json(value: Any) -> str:
+    """JSON that no HTML parser mistakes for markup: ASCII, with <, > and & escaped."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _header(record: Record, chunks: Chunks, budget: int) -> dict[str, Any]:
+    calls = [_call_header(call, chunks) for call in record.calls]
+    room = (budget - chunks.size - 120_000) * 3 // 4
+    tier = _dense_tier(record.calls, room)
+    top_k = _top_k(record.calls, 8 * budget)
+    for call, entry in zip(record.calls, calls, strict=True):
+        if tier is not None and call.dense is not None:
+            entry["arrays"]["dense"] = chunks.add(call.dense, _dense_codes(tier, call.keys))
+        else:
+            entry["arrays"] |= _summary_arrays(call, chunks, top_k)
+    return {
+        "title": record.title,
+        "model": record.model,
+        "notes": list(record.notes),
+        "glossary": dict(record.glossary),
+        "texts": [_text_header(text) for text in record.texts],
+        "calls": calls,
+        "start": _start(record.calls),
+    }
+
+
+def _text_header(text: Text) -> dict[str, Any]:
+    return {
+        "name": text.name,
+        "tokens": list(text.tokens),
+        "special": np.flatnonzero(np.asarray(text.special, bool)).tolist(),
+        "glued": np.flatnonzero(~np.asarray(text.space_before, bool)).tolist(),
+    }
+
+
+def _call_header(call: Call, chunks: Chunks) -> dict[str, Any]:
+    grid = tuple(min(THUMBNAIL, n) for n in call.pooled_sum.shape[1:])
+    thumbnail = pool(call.pooled_sum, (grid[0], grid[1]), np.add)
+    return {
+        "name": call.name,
+        "layer": call.layer,
+        "heads": call.heads,
+        "queries": call.queries,
+        "keys": call.keys,
+        "query_text": call.query_text,
+        "key_text": call.key_text,
+        "first_query": call.first_query,
+        "kinds": list(call.kinds),
+        "scores": {name: _numbers(score) for name, score in call.scores.items()},
+        "arrays": {
+            "thumbnail": chunks.add(thumbnail, LogCodes(1e-4, _top(thumbnail), 255)),
+            "received": chunks.add(call.received, _marginal_codes(call.received)),
+            "entropy": chunks.add(call.entropy, _marginal_codes(call.entropy)),
+        },
+    }
+
+
+def _summary_arrays(call: Call, chunks: Chunks, top_k: int) -> dict[str, Any]:
+    """Pooled maps and the top keys, for a call too large to be stored whole."""
+    cells = call.pooled_sum.shape[1]
+    starts = -(-np.arange(cells + 1) * call.queries // cells)
+    # per query, so that a cell says which share of its rows' attention it holds
+    share = call.pooled_sum / np.maximum(np.diff(starts), 1)[:, None]
+    keys = np.where(call.top_keys[..., :top_k] < 0, call.keys, call.top_keys[..., :top_k])
+    return {
+        "pooled_share": chunks.add(share, LogCodes(1e-5, 1.0, 255)),
+        "pooled_max": chunks.add(call.pooled_max, LogCodes(1e-5, 1.0, 255)),
+        "top_keys": chunks.add(keys.astype(np.uint16 if call.keys < 0xFFFF else np.uint32)),
+        "top_weights": chunks.add(call.top_weights[..., :top_k], LogCodes(1e-4, 1.0, 255)),
+    }
+
+
+def _top(values: Floats) -> float:
+    return max(float(values.max(initial=0)), 1e-3)
+
+
+def _marginal_codes(values: Floats) -> LogCodes:
+    return LogCodes(1e-4, _top(values), 65535 if values.size < 200_000 else 255)
+
+
+def _dense_codes(tier: int, keys: int) -> LogCodes:
+    last, floor = DENSE_CODES[tier]
+    return LogCodes(min(floor / max(keys, 8), 0.5), 1.0, last)
+
+
+def _dense_tier(calls: tuple[Call, ...] | list[Call] | Any, room: int) -> int | None:
+    """The finest codes with which all dense weights fit into `room` bytes: tried on a few heads."""
+    whole = [call for call in calls if call.dense is not None]
+    total = sum(call.heads * call.queries * call.keys for call in whole)
+    # not even the best known ratio would fit
+    if not whole or total > 40 * max(room, 0):
+        return None
+    picks = [whole[i] for i in np.unique(np.linspace(0, len(whole) - 1, 8).astype(int))]
+    for tier in range(len(DENSE_CODES)):
+        sample, taken = Chunks(), 0
+        for turn, call in enumerate(picks):
+            assert call.dense is not None
+            head = turn * call.heads // len(picks)
+            sample.add(call.dense[head], _dense_codes(tier, call.keys))
+            taken += call.queries * call.keys
+        if sample.size * 3 / 4 / max(taken, 1) * total <= 0.95 * room:
+            return tier
+    return None
+
+
+def _top_k(calls: Any, limit: int) -> int:
+    """How many keys per query fit: three bytes each, before deflating."""
+    rows = sum(call.heads * call.queries for call in calls)
+    most = max(call.top_keys.shape[-1] for call in calls)
+    return int(max(1, min(most, limit // max(3 * rows, 1))))
+
+
+def _numbers(values: Floats) -> list[float | None]:
+    return [float(f"{v:.5g}") if np.isfinite(v) else None for v in values]
+
+
+def _start(calls: Any) -> list[int]:
+    """The head to open with: the sharpest, since that is the easiest to read."""
+    means = [call.entropy.mean(-1) if call.queries else np.zeros(call.heads) for call in calls]
+    call = int(np.argmin([mean.min(initial=np.inf) for mean in means]))
+    return [call, int(means[call].argmin())]
