@@ -60,15 +60,12 @@ struct Softmax {
       store(at, weight);
     }
 
-    const Vec<T> before = load(sum + r);
-    const bool rose = any(less(old, now));
-    const Vec<T> factor = exp2(fma(old, u, shift));
-    // Where nothing was seen before, nothing is there to be rescaled.
-    store(rescale + r, select(less(old, now), factor, broadcast<T>(1)));
-    const Vec<T> kept = rose ? before * select(less(old, now), factor, broadcast<T>(1)) : before;
-    store(sum + r, kept + (total[0] + total[1]));
+    const auto rises = less(old, now);
+    const Vec<T> factor = select(rises, exp2(fma(old, u, shift)), broadcast<T>(1));
+    store(rescale + r, factor);
+    store(sum + r, fma(load(sum + r), factor, total[0] + total[1]));
     store(most + r, now);
-    return rose;
+    return any(rises);
   }
 };
 

@@ -1,14 +1,22 @@
 """Regard: attention that is exact, fast, and visible.
 
-    y = regard.attention(q, k, v, mask=regard.causal())   # the operation
-    w = regard.weights(q, k, mask=regard.causal())        # its weights, as a lazy linear operator
-    w @ v, w.top_k(8), w.received(), w.entropy()          # applied, and looked into
+y = regard.attention(q, k, v, mask=regard.causal())   # the operation
+w = regard.weights(q, k, mask=regard.causal())        # its weights, as a lazy linear operator
+w @ v, w.top_k(8), w.received(), w.entropy()          # applied, and looked into
+
+with regard.watch(model) as seen:                     # what a PyTorch model attends to
+    model(**inputs)
 """
+
+from typing import TYPE_CHECKING, Any
 
 from regard import errors
 from regard.api import attention, plan, scores, weights
 from regard.masks import causal, documents, keys, lengths, prefix, window
 from regard.operator import AttentionWeights
+
+if TYPE_CHECKING:
+    from regard.recording import watch
 
 __version__ = "0.1.0"
 
@@ -23,6 +31,16 @@ __all__ = [
     "plan",
     "prefix",
     "scores",
+    "watch",
     "weights",
     "window",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`watch` needs PyTorch, which is loaded on its first use."""
+    if name != "watch":
+        raise AttributeError(f"module 'regard' has no attribute {name!r}")
+    from regard.recording import watch
+
+    return watch

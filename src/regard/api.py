@@ -91,24 +91,20 @@ def weights(query: Any, key: Any, *, backend: str | None = None, **options: Any)
     Returns:
         AttentionWeights, which refers to query and key and copies neither.
     """
-    front = front_end(
-        query=query, key=key, bias=options.get("bias"), sinks=options.get("sinks")
-    )
+    front = front_end(query=query, key=key, bias=options.get("bias"), sinks=options.get("sinks"))
     return AttentionWeights(make(query, key, **options), front, backend)
 
 
 def scores(query: Any, key: Any, *, backend: str | None = None, **options: Any) -> Any:
     """The scores (B, H, Lq, Lk), dense: after scale, softcap and bias; what a mask hides is −∞.
 
-    Arguments as in `weights`. Memory is quadratic in length: this is the matrix. float32, or float64
-    for float64.
+    Arguments as in `weights`. Memory is quadratic in length: this is the matrix. The type is
+    float32, or float64 for float64.
     """
     return weights(query, key, backend=backend, **options).scores()
 
 
-def plan(
-    query: Any, key: Any, value: Any, *, backend: str | None = None, **options: Any
-) -> Plan:
+def plan(query: Any, key: Any, value: Any, *, backend: str | None = None, **options: Any) -> Plan:
     """What would compute `attention` with these arguments, and why; print it."""
     front = front_end(
         query=query,

@@ -1,4 +1,4 @@
-"""Which kernel computes a call, and why. Everything above asks here; nothing above names a kernel."""
+"""Which kernel computes a call, and why. What stands above asks here and names no kernel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Plan:
 
 
 def choose(backend: str | None) -> tuple[str, str]:
-    """(name, reason) of the kernel for arrays in main memory; one asked for by name never falls back.
+    """(name, reason) of the kernel for main memory; one asked for by name never falls back.
 
     Raises: BackendError.
     """
@@ -123,7 +123,9 @@ def _describe_mask(problem: Problem) -> str:
     seen, shown = problem.visibility, repr(problem.mask)
     parts = []
     if seen.intervals is not None:
-        parts.append(f"{seen.intervals.shape[-2]} interval(s) of keys a query; tiles outside skipped")
+        parts.append(
+            f"{seen.intervals.shape[-2]} interval(s) of keys a query; tiles outside skipped"
+        )
     if seen.dense is not None:
         parts.append(f"a dense array {seen.dense.shape}")
     return f"{shown}: {' and '.join(parts) or 'hides nothing'}"

@@ -1,7 +1,7 @@
 """What Regard raises when it is given something that it cannot use.
 
-Every message says three things: what was given, what was wanted, and what to do about it. Each class
-is also a ValueError or a TypeError, so code that catches those keeps working.
+Every message says three things: what was given, what was wanted, and what to do about it. Each
+class is also a ValueError or a TypeError, so code that catches those keeps working.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from regard import readouts
 from regard._arrays import as_numpy, is_array
 from regard.errors import OptionError, ShapeError, StaleOperator
 from regard.problem import Problem
-from regard.selection import Selection, select, visible
+from regard.selection import select, visible
 
 __all__ = ["DEFAULT_READ_OUTS", "AttentionWeights"]
 
@@ -51,9 +51,9 @@ _FIRST_ARGUMENT = {
 class AttentionWeights:
     """softmax(scale · q kᵀ + bias) under a mask: a lazy operator of shape (B, H, Lq, Lk).
 
-    Make one with `regard.weights`. It refers to its arrays and does not copy them. i counts queries,
-    j keys, p_ij are the weights, s_ij the scores. Read-outs are arrays of the framework of q and k,
-    detached, float32 (float64 for float64), of leading shape (B, H) in every layout.
+    Make one with `regard.weights`. It refers to its arrays and does not copy them. i counts
+    queries, j keys, p_ij are the weights, s_ij the scores. Read-outs are arrays of the framework of
+    q and k, detached, float32 (float64 for float64), of leading shape (B, H) in every layout.
     """
 
     def __init__(
@@ -88,7 +88,8 @@ class AttentionWeights:
     def __matmul__(self, value: Any) -> Any:
         """Σ_j p_ij v_j: the weighted sum of values, differentiable.
 
-        value: (B, K, Lk, E) or (B, H, Lk, E) in the operator's layout, or one matrix (Lk, C) for all.
+        value: (B, K, Lk, E) or (B, H, Lk, E) in the operator's layout, or one matrix (Lk, C) for
+            all heads.
         Returns (B, H, Lq, E) in the operator's layout.
         """
         return self._leave_layout(self._front.attention(self._with_value(value), self._backend))
@@ -134,7 +135,8 @@ class AttentionWeights:
     def top_k(self, k: int = 8) -> Any:
         """Per query the k largest weights and their keys: a named tuple (weights, keys).
 
-        Both (B, H, Lq, k), falling; ties go to the lower key; where fewer are seen: key −1, weight 0.
+        Both (B, H, Lq, k), falling; ties go to the lower key; where fewer are seen, the key is −1
+        and the weight 0.
         """
         return self._one("top_k", k=k)
 
@@ -196,7 +198,9 @@ class AttentionWeights:
         i = _indices(queries, self.shape[-2], "query")
         j = _indices(keys, self.shape[-1], "key")
         if i.shape != j.shape:
-            raise ShapeError(f"{len(i)} queries and {len(j)} keys", "as many of one as of the other")
+            raise ShapeError(
+                f"{len(i)} queries and {len(j)} keys", "as many of one as of the other"
+            )
         host = self._host()
         values = np.empty((*host.extent.shape[:-2], len(i))).reshape(-1, host.extent.heads, len(i))
         for n, (row, column) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
@@ -223,7 +227,7 @@ class AttentionWeights:
     def __getitem__(self, index: Any) -> Any:
         """Indexing B or H stays lazy; indexing Lq or Lk gives a dense array."""
         self._check_fresh()
-        chosen: Selection = select(self._problem, self._lead, index)
+        chosen = select(self._problem, self._axes, index)
         part = AttentionWeights(chosen.problem, self._front, self._backend, chosen.axes)
         if chosen.query is None and chosen.key is None:
             return part
@@ -245,7 +249,7 @@ class AttentionWeights:
 
     def _cut(self, query: Any, key: Any) -> Any:
         """Dense rows and columns by what stood at Lq and Lk in an index: slices or integers."""
-        wanted = []
+        wanted: list[npt.NDArray[np.int64] | None] = []
         for index, length in zip((query, key), self.shape[-2:], strict=True):
             if index is None:
                 wanted.append(None)
@@ -253,7 +257,7 @@ class AttentionWeights:
                 wanted.append(np.arange(length)[index])
             else:
                 wanted.append(_indices([index], length, "position"))
-        found = self._dense(*wanted)
+        found = self._dense(wanted[0], wanted[1])
         if key is not None and not isinstance(key, slice):
             found = found[..., 0]
         if query is not None and not isinstance(query, slice):
@@ -270,9 +274,7 @@ class AttentionWeights:
         host, extent = self._host(), self._host().extent
         i = np.arange(extent.queries) if rows is None else rows
         j = np.arange(extent.keys) if columns is None else columns
-        found = np.empty(
-            (extent.flat_batch, extent.heads, len(i), len(j)), host.accumulation_dtype
-        )
+        found = np.empty((extent.flat_batch, extent.heads, len(i), len(j)), host.accumulation_dtype)
         keys = slice(int(j.min(initial=extent.keys)), int(j.max(initial=-1)) + 1)
         keys = keys if keys.start < keys.stop else slice(0, 0)
         for (b, h), (start, stop) in itertools.product(self._heads(), _spans(i, len(j))):

@@ -1,8 +1,8 @@
 """Problem: one call of attention, checked and normalised; all that a kernel may know.
 
 Letters, the same everywhere: B batch (any number of dimensions), H query heads, K key heads (H
-divisible by K: head h reads key head h // (H // K)), Lq queries, Lk keys, D head size of queries and
-keys, E head size of values.
+divisible by K: head h reads key head h // (H // K)), Lq queries, Lk keys, D head size of queries
+and keys, E head size of values.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 
 from regard._arrays import dtype_name
 from regard.errors import DtypeError, OptionError, ShapeError
-from regard.intervals import Extent, Visibility
-from regard.masks import Mask, as_mask, flatten, rebuild, visibility
+from regard.masks import Extent, Mask, Visibility, as_mask, flatten, rebuild, visibility
 
 __all__ = ["DTYPES", "LAYOUTS", "Problem", "make"]
 

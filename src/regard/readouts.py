@@ -1,7 +1,7 @@
 """Read-outs: exact summaries of the weights, gathered block by block in memory linear in length.
 
-Each class is one read-out: it is shown every block of rows once (`add`) and then asked for the
-result, as NumPy arrays of leading shape (B, H), B flattened. Requested together they share the sweep.
+Each class is one read-out: it is shown every block of rows once (`add`), then asked for the result,
+as NumPy arrays of leading shape (B, H), B flattened. Requested together they share the sweep.
 i counts queries, j keys; p_ij are the weights, s_ij the scores. Cost: one pass over all visible
 pairs. The docstrings of `AttentionWeights` say formula and shape of each.
 """
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from regard import dispatch
 from regard._arrays import as_numpy
 from regard.errors import OptionError, ShapeError
-from regard.intervals import Extent
+from regard.masks import Extent
 from regard.problem import Problem
 
 __all__ = ["KINDS", "Block", "Edges", "Pooled", "ReadOut", "TopK", "blocks", "gather"]
@@ -73,7 +73,8 @@ class Block:
     def distances(self, offset: int) -> Array:
         """(rows, keys): |j − (i + offset)|."""
         i = np.arange(self.rows.start, self.rows.stop)[:, None] + offset
-        return np.abs(np.arange(self.keys.start, self.keys.stop) - i)
+        distances: Array = np.abs(np.arange(self.keys.start, self.keys.stop) - i)
+        return distances
 
 
 def blocks(
@@ -108,7 +109,8 @@ def _weights(scores: Array, lse: Array) -> Array:
     if blind.any():  # nothing is seen: every score is −∞, and so is the sum
         lse = np.where(blind, 0, lse)
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.exp(scores - lse[:, None]))
+        weights: Array = np.exp(scores - lse[:, None])
+    return weights
 
 
 class ReadOut:
@@ -178,7 +180,8 @@ class Entropy(_PerQuery):
     def of(self, block: Block) -> Array:
         with np.errstate(invalid="ignore"):
             terms = block.weights * (block.scores - block.lse[:, None])
-        return -np.where(block.weights == 0, 0, terms).sum(axis=-1)
+        entropy: Array = -np.where(block.weights == 0, 0, terms).sum(axis=-1)
+        return entropy
 
 
 class EffectiveKeys(_PerQuery):
@@ -206,9 +209,7 @@ class DistanceBins(ReadOut):
     def __init__(self, extent: Extent, dtype: str, offset: int = 0) -> None:
         super().__init__(extent, dtype)
         self.offset = offset
-        farthest = max(
-            abs(extent.keys - 1 - offset), abs(extent.queries - 1 + offset), abs(offset)
-        )
+        farthest = max(abs(extent.keys - 1 - offset), abs(extent.queries - 1 + offset), abs(offset))
         self.values = self.zeros(extent.queries, farthest.bit_length() + 1)
 
     def add(self, block: Block) -> None:
@@ -234,7 +235,7 @@ class Offsets(ReadOut):
     def add(self, block: Block) -> None:
         i = np.arange(block.rows.start, block.rows.stop)[:, None]
         j = i + self.offsets - block.keys.start
-        inside = (0 <= j) & (j < block.weights.shape[1])
+        inside = (j >= 0) & (j < block.weights.shape[1])
         if block.weights.size:
             found = np.take_along_axis(block.weights, np.where(inside, j, 0), axis=1)
             self.values[block.at] = np.where(inside, found, 0)
@@ -308,7 +309,7 @@ class Threshold(ReadOut):
 
     def result(self) -> Edges:
         if not self.found:
-            return Edges(*(np.zeros(0, np.int64) for _ in range(4)), np.zeros(0, self.dtype))
+            return Edges(*[np.zeros(0, np.int64)] * 4, np.zeros(0, self.dtype))
         return Edges(*map(np.concatenate, zip(*self.found, strict=True)))
 
 
@@ -358,8 +359,10 @@ class PooledReadOut(ReadOut):
         if len(shape) != 2 or min(shape) < 1:
             raise OptionError(f"pooled(shape={shape})", "two sizes, 1 or more, rows and columns")
         self.reduce = reduce
-        cells = [min(size, max(1, length)) for size, length in
-                 zip(shape, (extent.queries, extent.keys), strict=True)]
+        cells = [
+            min(size, max(1, length))
+            for size, length in zip(shape, (extent.queries, extent.keys), strict=True)
+        ]
         self.row_cell = np.arange(extent.queries) * cells[0] // max(1, extent.queries)
         self.key_cell = np.arange(extent.keys) * cells[1] // max(1, extent.keys)
         self.sum = self.zeros(*cells, dtype=np.float64)
@@ -369,7 +372,9 @@ class PooledReadOut(ReadOut):
         if not block.weights.size:
             return
         row_cell, key_cell = self.row_cell[block.rows], self.key_cell[block.keys]
-        row_edges, key_edges = (np.flatnonzero(np.diff(c, prepend=-1)) for c in (row_cell, key_cell))
+        row_edges, key_edges = (
+            np.flatnonzero(np.diff(c, prepend=-1)) for c in (row_cell, key_cell)
+        )
         cells = np.ix_(row_cell[row_edges], key_cell[key_edges])
         head = block.batch, block.head
         if self.reduce != "max":
@@ -406,9 +411,7 @@ def gather(
         for part in blocks(problem, lse, backend):
             for read_out in wanted.values():
                 read_out.add(part)
-    return {
-        name: lse if name == "lse" else read_out.result() for name, read_out in wanted.items()
-    }
+    return {name: lse if name == "lse" else read_out.result() for name, read_out in wanted.items()}
 
 
 def _groups(keys: Any, extent: Extent) -> Array:

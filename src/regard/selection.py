@@ -94,9 +94,11 @@ def _apply(problem: Problem, kept: list[slice]) -> Problem:
     if bias is not None:
         whole = [_ALL] * 2
         entries = [*kept, *whole][len(kept) + 2 - bias.ndim :]
-        bias = bias[tuple(
-            entry if size > 1 else _ALL for entry, size in zip(entries, bias.shape, strict=True)
-        )]
+        bias = bias[
+            tuple(
+                entry if size > 1 else _ALL for entry, size in zip(entries, bias.shape, strict=True)
+            )
+        ]
     return problem.replace(
         query=problem.query[tuple(kept)],
         key=_key_heads(problem, tuple(batch), heads),

@@ -9,7 +9,7 @@ A framework is never imported for the user: it is there because their array brou
     from_numpy(array, like)             an array of this framework, on the device of `like`
     broadcast(array, shape)             a view of that shape
     check(*arrays)                      that they can be used together
-    version(array)                      changes when the array is changed in place; None: cannot tell
+    version(array)                      changes with each change in place; None: cannot tell
     copy(array)                         an independent copy
     host(problem)                       the problem with its arrays in main memory
     plan(problem, backend)              what would compute the problem

@@ -25,7 +25,7 @@ def kept(
     """(B, H, Lq, Lk) boolean, False with the given probability."""
     with np.errstate(over="ignore"):
         head = np.arange(batch * heads, dtype=np.uint64).reshape(batch, heads, 1)
-        of_head = _mix64(_mix64(np.uint64(seed % 2**64)) + head * _GOLDEN)
+        of_head = _mix64(_mix64(np.full(1, seed % 2**64, np.uint64)) + head * _GOLDEN)
         row = _mix64(of_head + np.arange(queries, dtype=np.uint64) * _GOLDEN)[..., None]
         low, high = row.astype(np.uint32), (row >> np.uint64(32)).astype(np.uint32)
         draws = _mix32(_mix32(np.arange(keys, dtype=np.uint32) ^ low) + high)
@@ -35,10 +35,12 @@ def kept(
 def _mix64(x: Words) -> Words:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def _mix32(x: Words) -> Words:
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> np.uint32(16))
+    x ^= x >> np.uint32(16)
+    return x

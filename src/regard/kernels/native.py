@@ -1,4 +1,4 @@
-"""The native core, called through ctypes: a Problem becomes one plain struct of pointers and strides.
+"""The native core, called through ctypes: a Problem becomes a struct of pointers and strides.
 
 Arrays may be of any framework that keeps them in main memory and tells their address (NumPy,
 PyTorch); nothing here imports one. The contract is native/include/regard/attention.h.
@@ -200,8 +200,10 @@ class _Call:
         if len(lead) > 1 and any(size != 1 for size in lead):
             array = as_numpy(array) if not hasattr(array, "expand") else array
             wide = (*self._extent.batch, *rest)
-            array = np.broadcast_to(array, wide) if isinstance(array, np.ndarray) else (
-                array.expand(wide)
+            array = (
+                np.broadcast_to(array, wide)
+                if isinstance(array, np.ndarray)
+                else (array.expand(wide))
             )
         array = array.reshape(-1, *rest) if 0 not in array.shape else array.reshape(0, *rest)
         if _strides(array)[-1] != 1 and array.shape[-1] > 1:

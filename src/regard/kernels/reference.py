@@ -4,8 +4,8 @@
     weights  p = exp(s − lse),  lse = log(Σ_j exp s_j  [+ exp sink])
     output   y = (p ∘ dropout) v
 
-A query that sees nothing has output 0, weights 0, gradients 0 and lse −∞ (or its sink). What a query
-may not see never reaches it, not even as 0 × NaN.
+A query that sees nothing has output 0, weights 0, gradients 0 and lse −∞ (or its sink). What a
+query may not see never reaches it, not even as 0 × NaN.
 
 Shapes: query (B, H, Lq, D), key (B, K, Lk, D), value (B, K | H, Lk, E), everything between them
 (B, H, Lq, Lk), lse (B, H, Lq).
@@ -31,7 +31,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of the sum of output · d_output + lse · d_lse; each in the shape of what it is the gradient of."""
+    """Of the sum of output · d_output + lse · d_lse, each shaped like what it belongs to."""
 
     query: Array
     key: Array
@@ -148,8 +148,8 @@ def _heads(array: Any, heads: int) -> Array:
 
 def _visible_product(p: Array, x: Array, seen: Bools) -> Array:
     """p @ x over what is seen only: a hidden NaN or infinity of x does not count."""
-    finite = np.isfinite(x).all(axis=-1)
-    y = p @ np.where(finite[..., None], x, 0)
+    finite: Bools = np.asarray(np.isfinite(x).all(axis=-1))
+    y: Array = p @ np.where(finite[..., None], x, 0)
     for b, h, j in np.argwhere(~finite):
         with np.errstate(invalid="ignore"):
             y[b, h] += np.where(seen[b, h, :, j, None], p[b, h, :, j, None] * x[b, h, j], 0)
@@ -159,14 +159,16 @@ def _visible_product(p: Array, x: Array, seen: Bools) -> Array:
 def _sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
     """Sum the query heads of each group, and restore the batch dimensions."""
     batch, heads, *rest = gradient.shape
-    groups = gradient.reshape(batch, shape[-3], heads // shape[-3], *rest)
-    return groups.sum(axis=2).reshape(shape)
+    groups: Array = gradient.reshape(batch, shape[-3], heads // shape[-3], *rest)
+    summed: Array = groups.sum(axis=2)
+    return summed.reshape(shape)
 
 
 def _sum_bias(gradient: Array, problem: Problem) -> Array:
     """Sum the dimensions that the bias was broadcast over."""
     gradient = gradient.reshape(problem.extent.shape)
     shape = tuple(problem.bias.shape)
-    gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
+    summed: Array = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
     shared = tuple(n for n, size in enumerate(shape) if size == 1)
-    return gradient.sum(axis=shared, keepdims=True).reshape(shape)
+    summed = summed.sum(axis=shared, keepdims=True)
+    return summed.reshape(shape)

@@ -12,7 +12,8 @@ import html
 import json
 import os
 import re
-import tempfile
+import secrets
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ from typing import Any
 import numpy as np
 
 from regard.viewer.packing import Chunks, LogCodes
-from regard.viewer.record import Call, Floats, Record, Text, pool
+from regard.viewer.record import Call, Floats, Record, Text, cell_edges, pool
 
 SCRIPTS = (
     "dom.js", "data.js", "state.js", "colour.js", "weights.js", "map.js", "heat.js", "axes.js",
     "reader.js", "table.js", "main.js",
 )  # fmt: skip
 
-# What the codes of dense weights may be, finest first: last code, and floor times the number of keys.
-DENSE_CODES = ((65535, 1e-3), (255, 0.02), (64, 0.25), (40, 0.7), (30, 1.0), (24, 1.5))
+# What the codes of dense weights may be, finest first: the last code, and floor × number of keys.
+# Levels are cheap beside the floor: what lies under the floor deflates to next to nothing.
+DENSE_CODES = (
+    (65535, 1e-3), (255, 0.02), (128, 0.25), (96, 0.6), (64, 1.0), (48, 1.4), (40, 1.8), (40, 2.2),
+    (32, 2.6), (32, 3.2),
+)  # fmt: skip
 THUMBNAIL = 32
 
 
@@ -62,15 +67,12 @@ def write_page(record: Record, path: str | os.PathLike[str], *, budget: int = 3_
     """Writes `page(record)` to `path`, whole or not at all."""
     target = Path(path)
     text = page(record, budget=budget)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def iframe(record: Record, *, height: int = 900, budget: int = 3_000_000) -> str:
@@ -82,12 +84,6 @@ def iframe(record: Record, *, height: int = 900, budget: int = 3_000_000) -> str
         f'<iframe srcdoc="{content}" sandbox="allow-scripts allow-downloads" '
         f'title="Attention" width="100%" height="{int(height)}" style="border:0"></iframe>'
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _asset(name: str) -> str:
@@ -169,10 +165,9 @@ def _call_header(call: Call, chunks: Chunks) -> dict[str, Any]:
 
 def _summary_arrays(call: Call, chunks: Chunks, top_k: int) -> dict[str, Any]:
     """Pooled maps and the top keys, for a call too large to be stored whole."""
-    cells = call.pooled_sum.shape[1]
-    starts = -(-np.arange(cells + 1) * call.queries // cells)
     # per query, so that a cell says which share of its rows' attention it holds
-    share = call.pooled_sum / np.maximum(np.diff(starts), 1)[:, None]
+    rows = np.diff(cell_edges(call.queries, call.pooled_sum.shape[1]))
+    share = call.pooled_sum / np.maximum(rows, 1)[:, None]
     keys = np.where(call.top_keys[..., :top_k] < 0, call.keys, call.top_keys[..., :top_k])
     return {
         "pooled_share": chunks.add(share, LogCodes(1e-5, 1.0, 255)),
@@ -195,27 +190,27 @@ def _dense_codes(tier: int, keys: int) -> LogCodes:
     return LogCodes(min(floor / max(keys, 8), 0.5), 1.0, last)
 
 
-def _dense_tier(calls: tuple[Call, ...] | list[Call] | Any, room: int) -> int | None:
+def _dense_tier(calls: Sequence[Call], room: int) -> int | None:
     """The finest codes with which all dense weights fit into `room` bytes: tried on a few heads."""
-    whole = [call for call in calls if call.dense is not None]
-    total = sum(call.heads * call.queries * call.keys for call in whole)
-    # not even the best known ratio would fit
-    if not whole or total > 40 * max(room, 0):
+    maps = [
+        call.dense[head] for call in calls if call.dense is not None for head in range(call.heads)
+    ]
+    total = sum(each.size for each in maps)
+    # beyond this ratio no code would fit, and trying takes long
+    if not total or total > 40 * room:
         return None
-    picks = [whole[i] for i in np.unique(np.linspace(0, len(whole) - 1, 8).astype(int))]
+    picks = [maps[i] for i in np.unique(np.linspace(0, len(maps) - 1, 12).astype(int))]
+    share = sum(each.size for each in picks) / total
     for tier in range(len(DENSE_CODES)):
-        sample, taken = Chunks(), 0
-        for turn, call in enumerate(picks):
-            assert call.dense is not None
-            head = turn * call.heads // len(picks)
-            sample.add(call.dense[head], _dense_codes(tier, call.keys))
-            taken += call.queries * call.keys
-        if sample.size * 3 / 4 / max(taken, 1) * total <= 0.95 * room:
+        sample = Chunks()
+        for each in picks:
+            sample.add(each, _dense_codes(tier, each.shape[-1]))
+        if sample.size * 3 / 4 <= 0.95 * room * share:
             return tier
     return None
 
 
-def _top_k(calls: Any, limit: int) -> int:
+def _top_k(calls: Sequence[Call], limit: int) -> int:
     """How many keys per query fit: three bytes each, before deflating."""
     rows = sum(call.heads * call.queries for call in calls)
     most = max(call.top_keys.shape[-1] for call in calls)
@@ -226,7 +221,7 @@ def _numbers(values: Floats) -> list[float | None]:
     return [float(f"{v:.5g}") if np.isfinite(v) else None for v in values]
 
 
-def _start(calls: Any) -> list[int]:
+def _start(calls: Sequence[Call]) -> list[int]:
     """The head to open with: the sharpest, since that is the easiest to read."""
     means = [call.entropy.mean(-1) if call.queries else np.zeros(call.heads) for call in calls]
     call = int(np.argmin([mean.min(initial=np.inf) for mean in means]))

@@ -27,7 +27,8 @@ class Text:
 
     tokens: the text of each token, without marks such as Ġ or ▁. A leading "##" marks a piece that
         continues a word; labels keep it, the running text drops it.
-    special: True for tokens that are no text ([CLS], padding, end of text). "Hide sinks" hides them.
+    special: True for tokens that are no text ([CLS], padding, end of text): "hide sinks" hides
+        them.
     space_before: True where a space goes between this token and the one before it.
     name: shown above the text when a record has several ("source", "target").
 
@@ -65,7 +66,8 @@ class Call:
 
     name: the module's path, such as "encoder.layer.3.attention".
     layer: its number, shown beside its row of the map.
-    kinds: H plain words, one per head, such as "previous token" or "broad".
+    kinds: H plain words, one per head, such as "previous token". "", "broad", "mixed" and "other"
+        are drawn in grey, every other kind has its colour.
     scores: name → (H,) numbers to sort, filter and colour heads by. NaN means unknown.
     pooled_sum: (H, G, G'): weights summed over cells; query i lies in cell row i * G // Lq,
         key j in cell column j * G' // Lk.
@@ -143,7 +145,9 @@ class Call:
         raise ShapeError(f"{self.name}: {name} has shape {array.shape}", wanted)
 
     def _check_values(self) -> None:
-        if self.top_keys.size and not (-1 <= self.top_keys.min() <= self.top_keys.max() < self.keys):
+        if self.top_keys.size and not (
+            -1 <= self.top_keys.min() <= self.top_keys.max() < self.keys
+        ):
             raise OptionError(
                 f"{self.name}: top_keys runs from {self.top_keys.min()} to {self.top_keys.max()}",
                 f"keys from 0 to {self.keys - 1}, or -1 for none",
@@ -160,8 +164,10 @@ class Call:
         for name in ("pooled_sum", "received", "entropy"):
             array = getattr(self, name)
             if not np.isfinite(array).all() or (array.size and array.min() < -1e-3):
-                raise OptionError(f"{self.name}: {name} is negative or not finite somewhere",
-                                  "finite numbers from 0 up")
+                raise OptionError(
+                    f"{self.name}: {name} is negative or not finite somewhere",
+                    "finite numbers from 0 up",
+                )
 
     @classmethod
     def from_weights(
@@ -208,10 +214,15 @@ class Call:
 def pool(maps: Floats, grid: tuple[int, int], reduce: np.ufunc) -> Floats:
     """(H, R, C) maps reduced to (H, *grid); row i falls in cell row i * grid[0] // R."""
     for axis, cells in zip((1, 2), grid, strict=True):
-        size = maps.shape[axis]
-        starts = -(-np.arange(cells) * size // cells)
-        maps = reduce.reduceat(maps, starts, axis=axis)
+        maps = reduce.reduceat(maps, cell_edges(maps.shape[axis], cells)[:-1], axis=axis)
     return maps
+
+
+def cell_edges(size: int, cells: int) -> Integers:
+    """(cells + 1,): cell c holds edges[c] … edges[c + 1] − 1, which is every i with
+    c = i * cells // size.
+    """
+    return -(-np.arange(cells + 1) * size // cells)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which way a call on tensors takes.
 
-Under torch.compile: the operators of ops.py. On another device than the CPU: PyTorch's own attention.
-With gradients: autograd.py. Otherwise straight to the kernels.
+Under torch.compile: the operators of ops.py. On another device than the CPU: PyTorch's own
+attention. With gradients: autograd.py. Otherwise straight to the kernels.
 """
 
 from __future__ import annotations
@@ -121,8 +121,10 @@ def plan(problem: Problem, backend: str | None) -> dispatch.Plan:
         return dispatch.plan(problem, backend)
     device = problem.query.device
     how = "scaled_dot_product_attention" if own.fused(problem) else "the plain expression"
-    details = {"runs on": str(device), "memory": "PyTorch's choice" if own.fused(problem) else (
-        "quadratic in length")}
+    details = {
+        "runs on": str(device),
+        "memory": "PyTorch's choice" if own.fused(problem) else ("quadratic in length"),
+    }
     return dispatch.Plan("torch", f"PyTorch's own {how}: no kernels of ours for {device}", details)
 
 

@@ -34,21 +34,24 @@ class Attention(torch.autograd.Function):
     """(output, lse) of a problem; its tensors stand beside it so that autograd sees them."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, problem: Problem, backend: str | None, *tensors: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
+        """Output (None without values) and lse."""
         ctx.problem, ctx.backend = _without_tensors(problem), backend
         ctx.set_materialize_grads(False)
+        output: Tensor | None = None
         if problem.value is None:
-            output, lse = None, native.log_sum_exp(problem, backend)
+            lse: Tensor | None = native.log_sum_exp(problem, backend)
         else:
             output, lse = native.forward(problem, backend)
         ctx.save_for_backward(output, lse, *tensors)
         return output, lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
+        """Gradients of all tensors, in one sweep."""
         output, lse, *tensors = ctx.saved_tensors
         problem = _with_tensors(ctx.problem, tensors)
         if problem.value is None:  # the log-sum-exp alone: as if values of size 0 had been there
@@ -58,8 +61,10 @@ class Attention(torch.autograd.Function):
         if d_output is None:
             d_output = torch.zeros_like(output)
         wanted = tuple(ctx.needs_input_grad[2:])
-        return None, None, *native.backward(
-            problem, output, lse, d_output, d_lse, wanted, ctx.backend
+        return (
+            None,
+            None,
+            *native.backward(problem, output, lse, d_output, d_lse, wanted, ctx.backend),
         )
 
 
@@ -67,9 +72,10 @@ class Transposed(torch.autograd.Function):
     """weightsᵀ y, (B, H, Lk, C)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, problem: Problem, backend: str | None, y: Tensor, *tensors: Tensor | None
     ) -> Tensor:
+        """As the values' gradient where the output's gradient is y."""
         lse = native.log_sum_exp(problem, backend)
         ctx.problem, ctx.backend = _without_tensors(problem), backend
         ctx.save_for_backward(lse, y, *tensors)
@@ -82,8 +88,9 @@ class Transposed(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, d_result: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, d_result: Tensor) -> tuple[Any, ...]:
+        """Gradients of y and of all tensors."""
         lse, y, *tensors = ctx.saved_tensors
         problem = _with_tensors(ctx.problem, tensors).replace(value=d_result, layout="BHLD")
         d_y = native.forward(problem, ctx.backend, want_lse=False)[0]
@@ -103,9 +110,7 @@ def _without_tensors(problem: Problem) -> Problem:
 
 
 def _with_tensors(problem: Problem, tensors: list[Tensor | None]) -> Problem:
-    names = ("query", "key", "value", "bias", "sinks")
+    names: tuple[str, ...] = ("query", "key", "value", "bias", "sinks")
     if len(tensors) == 4:
         names = ("query", "key", "bias", "sinks")
     return problem.replace(**dict(zip(names, tensors, strict=True)))
-
-

@@ -1,4 +1,4 @@
-"""Tensors in main memory: allocate what the kernels write into, and call them. No gradients here."""
+"""Tensors in main memory: allocate what the kernels write into, and call them."""
 
 from __future__ import annotations
 
@@ -70,13 +70,11 @@ def _new_lse(problem: Problem) -> Tensor:
     return made
 
 
-def _delta(
-    output: Tensor | None, d_output: Tensor, d_lse: Tensor | None, lse: Tensor
-) -> Tensor:
+def _delta(output: Tensor | None, d_output: Tensor, d_lse: Tensor | None, lse: Tensor) -> Tensor:
     """Σ_e d_output · output − d_lse (B, H, Lq).
 
-    Where the output is 0 its gradient does not count: a query that sees nothing may well be padding,
-    with a gradient that was never written.
+    Where the output is 0 its gradient does not count: a query that sees nothing may well be
+    padding, with a gradient that was never written.
     """
     if output is None:
         return torch.zeros_like(lse)

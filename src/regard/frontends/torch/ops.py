@@ -57,9 +57,7 @@ def _backward(
     d_lse: Tensor,
 ) -> list[Tensor]:
     problem = Problem.rebuild(specification, tuple(tensors))
-    gradients = native.backward(
-        problem, output, lse, d_output, d_lse, (True,) * 5, backend or None
-    )
+    gradients = native.backward(problem, output, lse, d_output, d_lse, (True,) * 5, backend or None)
     return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -86,9 +84,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, d_output: Tensor, d_lse: Tensor) -> tuple[Any, ...]:
     *tensors, output, lse = ctx.saved_tensors
-    gradients = _backward(
-        tensors, ctx.specification, ctx.backend, output, lse, d_output, d_lse
-    )
+    gradients = _backward(tensors, ctx.specification, ctx.backend, output, lse, d_output, d_lse)
     # Behind the differentiable tensors stand the seed and the mask's arrays.
     padded = [*gradients, *[None] * (ctx.count - len(gradients))]
     return padded, None, None

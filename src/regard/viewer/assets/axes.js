@@ -1,9 +1,10 @@
 // Around the heat map: token labels, marginals, legend; and above it, selection and pointer.
 
 const LABEL_SPACING = 12;
+const TICK_SPACING = 26;
 
 function drawAxes(context) {
-  const { left, top, width } = heat.plot;
+  const { left, top, width, height } = heat.plot;
   const [r0, r1, c0, c1] = zoomWindow();
   const { call } = heat;
   const queries = record.texts[call.query_text];
@@ -12,12 +13,13 @@ function drawAxes(context) {
   context.textBaseline = "middle";
   const rowAt = (i) => top + (i + 0.5 - r0) * heat.plot.cellHeight;
   const columnAt = (j) => left + (j + 0.5 - c0) * heat.plot.cellWidth;
-  const labels = Math.max(4, Math.floor(left / 7.4));
-  labelled(r0, r1, heat.plot.cellHeight, (i) => {
-    drawLabel(context, queries, i + call.first_query, left - 8, rowAt(i), 0, labels);
+  const room = Math.max(5, Math.floor(left / 7.4));
+  labelled(r0, r1, heat.plot.cellHeight, (i, numbered) => {
+    const label = tokenLabel(queries, i + call.first_query, room, numbered);
+    drawLabel(context, label, left - 8, rowAt(i), 0);
   });
-  labelled(c0, c1, heat.plot.cellWidth, (j) => {
-    drawLabel(context, keys, j, columnAt(j), top - 8, -Math.PI / 2, 11);
+  labelled(c0, c1, heat.plot.cellWidth, (j, numbered) => {
+    drawLabel(context, tokenLabel(keys, j, 11, numbered), columnAt(j), top - 8, -Math.PI / 2);
   });
   drawReceived(context, columnAt);
   drawEntropy(context, rowAt);
@@ -26,38 +28,65 @@ function drawAxes(context) {
   context.textAlign = "left";
   context.fillText("is read →", left + 2, 8);
   context.textAlign = "right";
-  context.fillText("reads ↓", left - 8, top - 10);
-  context.textAlign = "left";
-  context.fillText("entropy", left + width + 8, top - 10);
+  context.fillText("reads ↓", left - 8, top - 24);
+  context.fillText("entropy", Math.min(heat.width, left + width + 50), top + height + 9);
 }
 
-// Calls `draw` for whole tokens in view, as many as can be read.
+// Calls `draw` for whole tokens in view: each one if there is room, else round numbers of them.
 function labelled(from, to, cell, draw) {
-  const every = Math.ceil(LABEL_SPACING / cell);
-  for (let i = Math.ceil((from - 0.3) / every) * every; i + 0.6 < to; i += every) draw(i);
+  const every = cell >= LABEL_SPACING ? 1 : roundStep(TICK_SPACING / cell);
+  for (let i = Math.ceil((from - 0.3) / every) * every; i + 0.6 < to; i += every) {
+    draw(i, every > 1);
+  }
 }
 
-function drawLabel(context, text, index, x, y, angle, length) {
+// The smallest of 1, 2, 5, 10, 20, 50, … that is not below `least`.
+function roundStep(least) {
+  const power = 10 ** Math.floor(Math.log10(least));
+  return power * [1, 2, 5, 10].find((n) => n * power >= least - 1e-9);
+}
+
+// The words of a label, each with its colour: the token, and before it its number.
+function tokenLabel(text, index, length, numbered) {
+  const number = numbered ? `${index} ` : "";
+  const token = shorten(visible(text.tokens[index]), Math.max(3, length - number.length));
+  const colour = cssColour(text.special.has(index) ? "muted" : "ink");
+  return [
+    [number, cssColour("muted")],
+    [token, colour],
+  ];
+}
+
+// Ends at x, y; turned upwards (angle ≠ 0), it starts there.
+function drawLabel(context, words, x, y, angle) {
+  const widths = words.map(([word]) => context.measureText(word).width);
   context.save();
   context.translate(x, y);
   context.rotate(angle);
-  context.fillStyle = cssColour(text.special.has(index) ? "muted" : "ink");
-  context.textAlign = angle ? "left" : "right";
-  context.fillText(shorten(visible(text.tokens[index]), length), 0, 0);
+  context.textAlign = "left";
+  let at = angle ? 0 : -widths[0] - widths[1];
+  words.forEach(([word, colour], n) => {
+    context.fillStyle = colour;
+    context.fillText(word, at, 0);
+    at += widths[n];
+  });
   context.restore();
 }
 
 function marginal(name, count) {
   const { data, table } = heat.marginals[name];
-  return Float32Array.from(data.subarray(heat.head * count, (heat.head + 1) * count), (c) => table[c]);
+  const codes = data.subarray(heat.head * count, (heat.head + 1) * count);
+  return Float32Array.from(codes, (code) => table[code]);
 }
 
-// Below: how much each key received, summed over all queries.
+// Below: how much each key received, summed over all queries; scaled to the keys in view.
 function drawReceived(context, columnAt) {
   const { left, top, height, width, cellWidth } = heat.plot;
   const [, , c0, c1] = zoomWindow();
   const values = marginal("received", heat.call.keys);
-  const high = values.reduce((a, b) => Math.max(a, b), 0) || 1;
+  if (state.sinks === "hide") for (const key of sinksOf(heat.call)) values[key] = 0;
+  const inView = values.subarray(Math.floor(c0), Math.ceil(c1));
+  const high = inView.reduce((a, b) => Math.max(a, b), 0) || 1;
   const base = top + height + 6;
   context.fillStyle = cssColour("bar");
   const bar = Math.max(1, cellWidth - 1);
@@ -109,10 +138,13 @@ function legendText(exact) {
   if (weights.whole) {
     const floor = weights.floor;
     const under = floor > 1e-4 ? `; those under ${formatWeight(floor, 1)} are drawn as none` : "";
-    const hidden = sinks ? " Sinks are hidden, and the rest of each row is scaled to sum to 1." : "";
+    const hidden = sinks ? " Sinks are hidden, the rest of each row is scaled to sum to 1." : "";
     return `Weight, stored to ${error}${under}.${hidden}`;
   }
-  if (exact) return `Weights of the ${weights.k} largest keys of each query, stored to ${error}.`;
+  if (exact) return (
+      `Weights of the ${weights.k} largest keys of each query, stored to ${error}; ` +
+      "the pale ground is the map of cells."
+    );
   const [h, w] = [call.queries / matrix.rows, call.keys / matrix.columns].map(Math.ceil);
   const what =
     state.measure === "mass"
@@ -140,16 +172,18 @@ function drawSelection(context) {
   if (state.token < 0) return;
   const { left, top, width, height, cellWidth, cellHeight } = heat.plot;
   const [r0, r1, c0, c1] = zoomWindow();
+  const thin = Math.min(cellWidth, cellHeight) < 6;
   context.strokeStyle = cssColour(state.direction);
-  context.lineWidth = 2;
+  context.lineWidth = thin ? 1 : 2;
+  const around = thin ? 1.5 : 0;
   if (state.direction === "out") {
     const row = state.token - heat.call.first_query;
-    const y = top + (row - r0) * cellHeight;
-    const tall = Math.max(3, cellHeight);
+    const y = top + (row - r0) * cellHeight - around;
+    const tall = cellHeight + 2 * around;
     if (row + 1 > r0 && row < r1) context.strokeRect(left - 1, y, width + 2, tall);
   } else {
-    const x = left + (state.token - c0) * cellWidth;
-    const wide = Math.max(3, cellWidth);
+    const x = left + (state.token - c0) * cellWidth - around;
+    const wide = cellWidth + 2 * around;
     if (state.token + 1 > c0 && state.token < c1) context.strokeRect(x, top - 1, wide, height + 2);
   }
 }

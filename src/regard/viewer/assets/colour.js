@@ -41,18 +41,22 @@ function rampColour(t) {
   return `rgb(${c & 255}, ${(c >> 8) & 255}, ${(c >> 16) & 255})`;
 }
 
-// Kinds in order of frequency; the ninth and later, and heads without a kind, are grey.
+// Kinds that name no pattern stay grey.
+const QUIET_KINDS = new Set(["broad", "mixed", "other"]);
+
+// Kinds in order of frequency, quiet ones last; the ninth and later, and heads without, are grey.
 const kindOrder = (() => {
   const counts = new Map();
   record.calls.forEach((call) =>
     call.kinds.forEach((kind) => kind && counts.set(kind, (counts.get(kind) || 0) + 1)),
   );
-  return [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a));
+  const quiet = (kind) => Number(QUIET_KINDS.has(kind));
+  return [...counts.keys()].sort((a, b) => quiet(a) - quiet(b) || counts.get(b) - counts.get(a));
 })();
 
 function kindColour(kind) {
   const grey = theme() === "dark" ? "#79828e" : "#9a9a94";
-  return KINDS[theme()][kindOrder.indexOf(kind)] || grey;
+  return (!QUIET_KINDS.has(kind) && KINDS[theme()][kindOrder.indexOf(kind)]) || grey;
 }
 
 const cssColour = (name) => getComputedStyle(document.body).getPropertyValue(`--${name}`).trim();

@@ -5,18 +5,24 @@ record.texts.forEach((text) => {
   text.special = new Set(text.special);
   text.glued = new Set(text.glued);
 });
+const visibleKeys = (object) =>
+  Object.fromEntries(Object.entries(object).map(([name, value]) => [visible(name), value]));
+record.glossary = visibleKeys(record.glossary);
 record.calls.forEach((call, index) => {
   call.index = index;
+  call.name = visible(call.name);
+  call.kinds = call.kinds.map((kind) => kind && visible(kind));
+  call.scores = visibleKeys(call.scores);
   call.scopeKey = `${call.query_text},${call.key_text}`;
 });
 
 const scoreNames = [...new Set(record.calls.flatMap((call) => Object.keys(call.scores)))];
 const isWhole = record.calls.every((call) => call.arrays.dense);
 
-// Rows of the map are called by their layer, unless two calls share a layer.
+// Calls go by their layer, or, where two share a layer, by their place in the record.
 const layersAreUnique =
   new Set(record.calls.map((call) => call.layer)).size === record.calls.length;
-const callLabel = (call) => (layersAreUnique ? `${call.layer}` : `${call.layer}·${call.index}`);
+const callLabel = (call) => `${layersAreUnique ? call.layer : call.index}`;
 const headLabel = (call, head) => `${callLabel(call)}.${head}`;
 
 const TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };

@@ -162,7 +162,8 @@ function drawCells(context) {
   context.imageSmoothingQuality = "high";
   const exact = showsExactCells();
   context.globalAlpha = exact && !heat.weights.whole ? 0.22 : 1;
-  context.drawImage(picture, c0 * x, r0 * y, (c1 - c0) * x, (r1 - r0) * y, left, top, width, height);
+  const source = [c0 * x, r0 * y, (c1 - c0) * x, (r1 - r0) * y];
+  context.drawImage(picture, ...source, left, top, width, height);
   context.globalAlpha = 1;
   if (exact && !heat.weights.whole) drawTopCells(context);
   context.strokeStyle = cssColour("line");
@@ -213,8 +214,9 @@ function describeCell({ query, key }) {
   const read = visible(record.texts[call.key_text].tokens[key]);
   const hidden = state.sinks === "hide" && sinksOf(call).includes(key);
   const weight = hidden ? 0 : weights.value(head, query, key) * sinkFactors(weights, head)[query];
-  const bound = `under ${formatWeight(heat.weights.floor, 1)}`;
-  const missing = weights.whole ? (weights.floor > 1e-5 ? bound : "0") : "not in its top " + weights.k;
+  const missing = weights.whole
+    ? `under ${formatWeight(weights.floor, 1)}`
+    : `not in its top ${weights.k}`;
   const value = hidden ? "hidden sink" : weight > 0 ? formatWeight(weight, weights.error) : missing;
   const lines = [
     element("div", {}, element("bdi", {}, reader), " → ", element("bdi", {}, read)),
@@ -323,13 +325,21 @@ function drawHeatControls() {
   press("measure", state.measure);
   $("measure").hidden = Boolean(currentCall().arrays.dense);
   const { queries, keys } = currentCall();
-  $("heat-title").textContent = `Head ${headLabel(currentCall(), state.head)} as a map`;
+  const label = headLabel(currentCall(), state.head);
+  $("heat-title").textContent = `Head ${label} as a map`;
   $("heat").setAttribute(
     "aria-label",
-    `Heat map of head ${headLabel(currentCall(), state.head)}: ${queries} queries by ${keys} keys. ` +
+    `Heat map of head ${label}: ${queries} queries by ${keys} keys. ` +
       "Plus and minus zoom, arrows move, zero resets.",
   );
   $("zoom-reset").disabled = !state.zoom;
+}
+
+function heatCaption(label) {
+  const [low, high] = [heat.scale.low, heat.scale.high].map((value) => formatWeight(value, 1));
+  const sinks = state.sinks === "hide" ? ", sinks hidden" : "";
+  const source = `${visible(record.title)}, ${visible(record.model)}`;
+  return `${source}, head ${label}: ${state.scale} scale from ${low} to ${high}${sinks}.`;
 }
 
 function startHeat() {
@@ -350,8 +360,10 @@ function startHeat() {
   $("zoom-in").onclick = () => zoomBy(0.6);
   $("zoom-out").onclick = () => zoomBy(1 / 0.6);
   $("zoom-reset").onclick = () => set({ zoom: "" });
-  $("heat-png").onclick = () =>
-    downloadCanvas(`attention-head-${headLabel(currentCall(), state.head)}.png`, canvas);
+  $("heat-png").onclick = () => {
+    const label = headLabel(heat.call, heat.head);
+    downloadCanvas(`attention-head-${label}.png`, canvas, heatCaption(label));
+  };
   watch(["call", "head", "sinks", "measure", "scale", "theme", "zoom", "size"], drawHeatControls);
   watch(["call", "head", "sinks", "measure", "scale", "theme"], drawHeat);
   watch(["zoom", "size"], () => {

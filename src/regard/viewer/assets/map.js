@@ -33,14 +33,14 @@ const map = { tiles: [], pictures: new Map(), size: 0 };
 // Where each head's tile stands: in the model's order, or in the order of a score.
 function layoutMap(width) {
   const columns = Math.max(...record.calls.map((call) => call.heads));
-  const margin = state.sort ? 0 : 30;
+  const margin = state.sort ? 2 : layersAreUnique ? 30 : 96;
   const gap = columns > 20 ? 2 : 4;
-  const size = Math.max(6, Math.min(72, Math.floor((width - margin) / columns) - gap));
+  const size = Math.max(6, Math.min(96, Math.floor((width - margin) / columns) - gap));
   const step = size + gap;
   const order = state.sort
     ? [...heads].sort((a, b) => (b.scores[state.sort] ?? -1e9) - (a.scores[state.sort] ?? -1e9))
     : heads;
-  const top = state.sort ? 0 : 16;
+  const top = state.sort ? 2 : 16;
   map.tiles = order.map((entry, n) => {
     const column = state.sort ? n % columns : entry.head;
     const row = state.sort ? Math.floor(n / columns) : entry.call.index;
@@ -69,7 +69,8 @@ function drawMapLabels(context) {
   const every = Math.ceil(13 / map.step);
   record.calls.forEach((call, row) => {
     const y = map.top + row * map.step + map.size / 2;
-    if (row % every === 0) context.fillText(callLabel(call), map.margin - 7, y);
+    const label = layersAreUnique ? callLabel(call) : nameTail(call.name, 15);
+    if (row % every === 0) context.fillText(label, map.margin - 7, y);
   });
   context.textAlign = "center";
   const thin = Math.ceil(20 / map.step);
@@ -77,6 +78,8 @@ function drawMapLabels(context) {
     context.fillText(head, map.margin + head * map.step + map.size / 2, 7);
   }
 }
+
+const nameTail = (name, length) => (name.length > length ? `…${name.slice(1 - length)}` : name);
 
 // Thumbnails of a call's heads, each on its own scale over three decades.
 async function preparePictures(call) {
@@ -131,8 +134,11 @@ function hoverMap(event) {
   const { entry } = tile;
   const lines = [element("strong", {}, `Head ${headLabel(entry.call, entry.head)}`)];
   if (entry.kind) lines.push(element("div", {}, entry.kind));
+  if (!layersAreUnique) lines.push(element("div", { className: "faint" }, entry.call.name));
   const shown = [...new Set([state.show, state.sort].filter(Boolean))];
-  shown.forEach((name) => lines.push(element("div", {}, `${name} ${formatScore(entry.scores[name])}`)));
+  for (const name of shown) {
+    lines.push(element("div", {}, `${name} ${formatScore(entry.scores[name])}`));
+  }
   const picture = map.pictures.get(`${entry.call.index} ${theme()}`)?.[entry.head];
   if (picture) {
     const copy = element("canvas", { width: 112, height: 112 });
@@ -163,7 +169,8 @@ function drawKinds() {
       const count = heads.filter((entry) => entry.kind === kind).length;
       const dot = element("i");
       dot.style.background = kindColour(kind);
-      const chip = element("button", { className: "chip", type: "button" }, dot, `${kind} ${count}`);
+      const chip = element("button", { className: "chip", type: "button" });
+      chip.append(dot, `${kind} ${count}`);
       chip.title = record.glossary[kind] || `Show only “${kind}” heads`;
       chip.setAttribute("aria-pressed", state.kind === kind);
       chip.onclick = () => set({ kind: state.kind === kind ? "" : kind });
@@ -198,10 +205,15 @@ function drawCard() {
       const bar = element("div", { className: "bar" }, element("i"));
       bar.firstChild.style.width = `${100 * scorePlace(entry, name)}%`;
       const label = element("dt", { title: record.glossary[name] || name }, name);
-      return [label, element("dd", {}, bar, formatScore(entry.scores[name]))];
+      const number = element("span", { className: "number" }, formatScore(entry.scores[name]));
+      return [label, element("dd", {}, bar, number)];
     }),
   );
 }
+
+const mapCaption = () =>
+  `${visible(record.title)}, ${visible(record.model)}. ` +
+  (state.show ? `Colour: ${state.show}.` : "Each picture has its own scale.");
 
 function startMap() {
   for (const name of scoreNames) {
@@ -218,7 +230,7 @@ function startMap() {
   $("map").onpointermove = hoverMap;
   $("map").onpointerleave = hideTip;
   $("map").onkeydown = keyOnMap;
-  $("map-png").onclick = () => downloadCanvas("attention-map.png", $("map"));
+  $("map-png").onclick = () => downloadCanvas("attention-map.png", $("map"), mapCaption());
   $("enlarge").onclick = () => {
     const large = document.body.classList.toggle("large-map");
     $("enlarge").setAttribute("aria-pressed", large);

@@ -27,16 +27,18 @@ function layoutTexts() {
 function layoutText(index) {
   const text = record.texts[index];
   const nodes = [];
-  const box = element("div", { className: "passage" });
+  const box = element("div", { className: "passage", role: "presentation" });
   box.dir = readsRightToLeft(text) ? "rtl" : "ltr";
-  let paragraph = element("p");
+  box.classList.toggle("long", text.tokens.length >= LONG_TEXT);
+  const newParagraph = () => element("p", { role: "presentation" });
+  let paragraph = newParagraph();
   text.tokens.forEach((token, i) => {
     if (i > 0 && !text.glued.has(i)) paragraph.append(" ");
     nodes.push(layoutToken(text, index, i));
     paragraph.append(nodes[i]);
     if (endsParagraph(text, i, paragraph.children.length)) {
       box.append(paragraph);
-      paragraph = element("p");
+      paragraph = newParagraph();
     }
   });
   box.append(paragraph);
@@ -84,9 +86,20 @@ async function shade() {
   clearShades();
   reader.reading = reading;
   if (nodes[token]) markChosen(nodes[token]);
+  if (state.token >= 0 && nodes[token]) reveal(nodes[token]);
   if (reading) shadeNodes(reading);
   describe(token, reading);
   $("text").dataset.drawn = `${state.call}.${state.head} ${token} ${state.direction}`;
+}
+
+// Scrolls the text, not the page. Twice, because what was out of view had only a guessed height.
+function reveal(node) {
+  for (let turn = 0; turn < 2; turn++) {
+    const frame = $("text").getBoundingClientRect();
+    const box = node.getBoundingClientRect();
+    if (box.top >= frame.top && box.bottom <= frame.bottom) return;
+    $("text").scrollTop += (box.top + box.bottom - frame.top - frame.bottom) / 2;
+  }
 }
 
 function clearShades() {
@@ -113,7 +126,7 @@ function shadeNodes({ values }) {
   values.forEach((value, i) => {
     const strength = (value / high) ** 0.7;
     if (strength < 0.03) return;
-    nodes[i].style.background = `rgba(${colour}, ${(0.62 * strength).toFixed(3)})`;
+    nodes[i].style.background = `rgba(${colour}, ${(0.56 * strength).toFixed(3)})`;
     reader.shaded.push(nodes[i]);
   });
 }
@@ -133,7 +146,8 @@ function describe(token, reading) {
     $("coverage").textContent = "";
     return list.replaceChildren();
   }
-  const name = element("bdi", { className: state.direction }, visible(tokenText().tokens[token] ?? ""));
+  const word = visible(tokenText().tokens[token] ?? "");
+  const name = element("bdi", { className: state.direction }, word);
   const verb = state.direction === "out" ? " reads" : " is read by";
   $("sentence").replaceChildren(name, `${verb}, in ${scopeName()}:`);
   if (!reading) {
@@ -141,8 +155,8 @@ function describe(token, reading) {
     return list.replaceChildren();
   }
   const { values, error } = reading;
-  const order = [...values.keys()].filter((i) => values[i] > 0).sort((a, b) => values[b] - values[a]);
-  const best = order.slice(0, LIST_LENGTH);
+  const some = [...values.keys()].filter((i) => values[i] > 0);
+  const best = some.sort((a, b) => values[b] - values[a]).slice(0, LIST_LENGTH);
   list.replaceChildren(...best.map((i) => listItem(i, values[i], values[best[0]], error)));
   $("coverage").textContent = coverage(reading);
   announceReading(token, best, values, error);
@@ -166,22 +180,25 @@ function listItem(i, value, high, error) {
 function goTo(i) {
   if (activeTextIndex() === otherTextIndex()) set({ token: i });
   else set({ token: i, direction: state.direction === "out" ? "in" : "out" });
-  reader.tokens[activeTextIndex()][i]?.scrollIntoView({ block: "nearest" });
 }
 
 // How much of the attention the shades stand for: never more than is known.
-function coverage({ values, total, whole, floor, k }) {
+function coverage({ values, total, whole, floor, k, error }) {
   const sum = values.reduce((a, b) => a + b, 0);
   const hidden = state.sinks === "hide" ? " Sinks are hidden and the rest scaled up." : "";
   if (state.direction === "out" && total === 0) return "It reads nothing here but sinks.";
-  const stored = whole ? `weights of ${formatWeight(floor, 1)} and more` : `each query’s top ${k} keys`;
+  const top = k > 1 ? `top ${k} keys` : "top key";
+  const stored = whole ? `weights of ${formatWeight(floor, 1)} and more` : `each query’s ${top}`;
   if (Number.isNaN(total)) {
     return `Sum ${formatScore(sum)}, over ${stored}.${hidden}`;
   }
+  const exact = error > 0.02 ? ` Numbers are exact to ±${Math.round(100 * error)} %.` : "";
   const share = total > 0 ? Math.min(1, sum / total) : 0;
-  const what = state.direction === "out" ? "its attention" : `the ${formatScore(total)} it receives`;
-  if (whole && share > 0.985) return `Shown: all of ${what}.${hidden}`;
-  return `Shown: ${percent(share)} of ${what} (${stored}); the rest is spread thinner.${hidden}`;
+  const out = state.direction === "out";
+  const what = out ? "its attention" : `the ${formatScore(total)} it receives`;
+  if (whole && share > 0.985) return `Shown: all of ${what}.${exact}${hidden}`;
+  const rest = "the rest is spread thinner";
+  return `Shown: ${percent(share)} of ${what} (${stored}); ${rest}.${exact}${hidden}`;
 }
 
 function announceReading(token, best, values, error) {
@@ -259,9 +276,7 @@ function tokenOnLine(by) {
 function stepToken(by) {
   const count = tokenText().tokens.length;
   const from = state.token >= 0 ? state.token : reader.hover >= 0 ? reader.hover : -by;
-  const token = Math.min(count - 1, Math.max(0, from + by));
-  set({ token });
-  reader.tokens[activeTextIndex()][token].scrollIntoView({ block: "nearest" });
+  set({ token: Math.min(count - 1, Math.max(0, from + by)) });
 }
 
 function keyOnText(event) {

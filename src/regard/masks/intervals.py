@@ -126,7 +126,7 @@ EVERYTHING = Visibility()
 
 
 def interval(start: npt.ArrayLike, stop: npt.ArrayLike, keys: int) -> Visibility:
-    """One interval a query; start and stop broadcast to (B|1, H|1, Lq|1) and are cut to the keys."""
+    """One interval a query: start and stop, (B|1, H|1, Lq|1), are cut to the keys."""
     start = np.clip(start, 0, keys)
     pairs = np.broadcast_arrays(start, np.maximum(np.clip(stop, 0, keys), start))
     return Visibility(np.stack(pairs, axis=-1)[..., None, :].astype(np.int32))
@@ -139,14 +139,14 @@ def runs(keep: Bools) -> Ints:
 
 
 def _at(array: npt.NDArray[Any], batch: int, head: int, rows: slice) -> npt.NDArray[Any]:
-    part = array[batch if array.shape[0] > 1 else 0]
+    part: npt.NDArray[Any] = array[batch if array.shape[0] > 1 else 0]
     part = part[head if part.shape[0] > 1 else 0]
     return part if part.shape[0] == 1 else part[rows]
 
 
 def _inside(pairs: Ints, keys: Ints) -> Bools:
     """(..., Lk): whether each key lies in one of the pairs (..., n, 2)."""
-    seen = np.zeros((*pairs.shape[:-2], len(keys)), bool)
+    seen: Bools = np.zeros((*pairs.shape[:-2], len(keys)), bool)
     for n in range(pairs.shape[-2]):
         seen |= (pairs[..., n, 0, None] <= keys) & (keys < pairs[..., n, 1, None])
     return seen

@@ -1,0 +1,57 @@
+# make demo   read a text with a real model and write attention.html
+# make test   everything that is needed, then the tests
+# make check  formatting, lint, types, import rules
+# make bench  this machine against PyTorch
+# make wheel  a wheel in dist/
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# An editable install knows the files that there were: a changed folder means to install again.
+FOLDERS := $(shell find src/regard -type d -not -name '__pycache__' -not -name '_native')
+NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test test-slow check format bench wheel clean
+
+demo: $(INSTALLED)
+	$(BIN)/regard explain examples/tides.txt --html attention.html
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE))
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples
+	$(BIN)/clang-format -i $(filter %.cpp %.h,$(NATIVE))
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_forward.py
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m pip wheel --no-deps -w dist .
+
+clean:
+	rm -rf build dist $(VENV)
+
+# The CPU build of PyTorch: on Linux a plain "torch" brings gigabytes of CUDA. Where no configured
+# source has it, PyTorch's own index does.
+$(INSTALLED): pyproject.toml constraints.txt $(NATIVE) $(FOLDERS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null \
+	  || $(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0+cpu 2>/dev/null \
+	  || $(BIN)/python -m pip install -q -c constraints.txt --extra-index-url $(TORCH_INDEX) \
+	       torch==2.13.0+cpu \
+	  || $(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,29 @@
+"""Masks: objects that say what a query may see.
+
+They combine with `&` and `|`, with each other and with boolean arrays (True = may attend), and each
+can draw itself: `print(causal() & window(3, 0))`. All of them reduce to the normal form of
+intervals.py, which is all that a kernel sees.
+"""
+
+from regard.masks.base import Mask, Normal, as_mask, flatten, rebuild, visibility
+from regard.masks.intervals import EVERYTHING, Extent, Visibility
+from regard.masks.positions import causal, prefix, window
+from regard.masks.sequences import documents, keys, lengths
+
+__all__ = [
+    "EVERYTHING",
+    "Extent",
+    "Mask",
+    "Normal",
+    "Visibility",
+    "as_mask",
+    "causal",
+    "documents",
+    "flatten",
+    "keys",
+    "lengths",
+    "prefix",
+    "rebuild",
+    "visibility",
+    "window",
+]

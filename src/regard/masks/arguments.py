@@ -1,0 +1,55 @@
+"""What masks are given: integers, and arrays with one entry a batch element or a position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from regard._arrays import as_numpy, dtype_name, is_array
+from regard.errors import MaskError
+from regard.masks.intervals import Extent
+
+__all__ = ["integers", "per_batch", "sequence_of"]
+
+
+def integers(value: Any, name: str) -> Any:
+    """An integer as int; an integer array as it is; lists become arrays."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value)
+    array = value if is_array(value) else np.asarray(value)
+    if "int" not in dtype_name(array):
+        raise MaskError(f"{name} of type {dtype_name(array)}", "integers")
+    return array
+
+
+def per_batch(
+    value: Any, extent: Extent, name: str, negative: bool = False
+) -> npt.NDArray[np.int64]:
+    """(B|1, 1, 1) from an integer or an array with one for each batch element."""
+    array = as_numpy(value).astype(np.int64)
+    if array.ndim and array.shape not in ((1,), (extent.flat_batch,), extent.batch):
+        raise MaskError(
+            f"{name} of shape {array.shape}",
+            f"an integer, or one for each of the {extent.flat_batch} batch elements",
+        )
+    if not negative and np.any(array < 0):
+        raise MaskError(f"{name} with {int(array.min())} in it", "0 or more")
+    return array.reshape(-1, 1, 1)
+
+
+def sequence_of(
+    value: Any, extent: Extent, length: int, name: str, letter: str
+) -> npt.NDArray[Any]:
+    """(B|1, length) from an array (length,), (B, length) or (*batch, length)."""
+    array = as_numpy(value)
+    lead = array.shape[:-1]
+    fits = array.ndim and array.shape[-1] == length
+    if not fits or lead not in ((), (1,), (extent.flat_batch,), extent.batch):
+        raise MaskError(
+            f"{name} of shape {array.shape}",
+            f"(B, {letter}) = ({extent.flat_batch}, {length})",
+        )
+    shared = lead in ((), (1,))
+    return array.reshape(1 if shared else extent.flat_batch, length)

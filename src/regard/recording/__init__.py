@@ -1,0 +1,12 @@
+"""Recording models: what attends to what while a model runs as ever.
+
+watch.py watches a PyTorch model and gives a Recording (record.py). session.py says where it hooks
+in; sdpa.py, multihead.py and interfaces.py read the calls that models make; terms.py and call.py
+turn them into operators; unseen.py finds what was missed.
+"""
+
+from regard.recording.record import Recording
+from regard.recording.unseen import UnseenAttention
+from regard.recording.watch import watch
+
+__all__ = ["Recording", "UnseenAttention", "watch"]

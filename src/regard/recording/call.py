@@ -1,0 +1,143 @@
+"""One call of attention as a model made it, and the operator of its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regard import api
+from regard.errors import ModelError, OptionError
+from regard.masks import causal
+from regard.operator import AttentionWeights
+from regard.recording.terms import Terms
+
+__all__ = ["Call", "operator"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a model gave to attention; the values do not matter for the weights.
+
+    query: (B, H, Lq, D), or with more or fewer leading dimensions, or none.
+    key: (B, K, Lk, D), alike.
+    terms: arrays that broadcast to (B, H, Lq, Lk): boolean ones say what may be seen (True), others
+        are added to the scores, and hide where they are −∞ or near the smallest number there is.
+    causal: on top of that, query i sees key j only when j <= i.
+    """
+
+    query: Tensor
+    key: Tensor
+    terms: tuple[Tensor, ...] = ()
+    causal: bool = False
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def replace(self, **changes: Any) -> Call:
+        """The same call with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def rows(self, queries: list[int]) -> Call:
+        """The same call for some queries only; not for a causal one."""
+        terms = tuple(t if t.shape[-2] == 1 else t[..., queries, :] for t in self.terms)
+        return self.replace(query=self.query[..., queries, :], terms=terms)
+
+
+def operator(call: Call, terms: Terms, heads: Sequence[int] | None = None) -> AttentionWeights:
+    """The weights of a call as an operator of four dimensions (B, H, Lq, Lk).
+
+    Queries and keys are detached and referred to. They are copied where a later change in place
+    could not be noticed, or is likely: `_kept`.
+
+    Raises: ModelError for tensors without numbers; what `regard.weights` raises.
+    """
+    _check_readable(call.query)
+    call = _of_heads(_four_dimensional(call), heads)
+    mask, bias = terms.normalised(call.terms, (*call.query.shape[:-1], call.key.shape[-2]))
+    if call.causal:
+        limit = causal("upper_left")
+        mask = limit if mask is None else mask & limit
+    query, key = call.query, call.key
+    common = torch.promote_types(query.dtype, key.dtype)  # autocast may not have made them one yet
+    if bias is not None and bias.dtype not in (common, torch.float32):
+        bias = bias.to(torch.float32)
+    made: AttentionWeights = api.weights(
+        _kept(query.to(common)),
+        _kept(key.to(common)),
+        mask=mask,
+        bias=bias,
+        scale=call.scale,
+        softcap=call.softcap,
+        sinks=None if call.sinks is None else call.sinks.detach().to(common),
+    )
+    return made
+
+
+def _check_readable(query: Tensor) -> None:
+    if query.device.type == "meta":
+        raise ModelError("tensors on the meta device, which hold no numbers")
+    if query.is_nested:
+        raise ModelError("nested tensors")
+    if torch._C._functorch.is_functorch_wrapped_tensor(query):
+        raise ModelError("tensors inside torch.func.vmap or grad")
+
+
+def _four_dimensional(call: Call) -> Call:
+    """Leading dimensions broadcast and made (B, H): missing ones are 1, surplus ones join B."""
+    query, key = call.query, call.key
+    lead = np.broadcast_shapes(query.shape[:-3], key.shape[:-3])
+    if query.ndim > 3 and query.shape[-3] == 1:  # one query head for all key heads
+        query = query.expand(*query.shape[:-3], key.shape[-3], *query.shape[-2:])
+    query = query.expand(*lead, *query.shape[-3:])
+    key = key.expand(*lead, *key.shape[-3:])
+    query, key = (a.reshape((1,) * (4 - a.ndim) + tuple(a.shape)) for a in (query, key))
+    if query.ndim == 4:
+        return call.replace(query=query, key=key)
+    flat = tuple(_flat_lead(term, tuple(lead)) for term in call.terms)
+    return call.replace(query=query.flatten(0, -4), key=key.flatten(0, -4), terms=flat)
+
+
+def _flat_lead(term: Tensor, lead: tuple[int, ...]) -> Tensor:
+    """A term of a call with several batch dimensions, for the one that they are joined into."""
+    if term.ndim <= 3 or all(size == 1 for size in term.shape[:-3]):
+        return term.reshape(tuple(term.shape[-4:]) if term.ndim <= 3 else (1, *term.shape[-3:]))
+    return term.expand(*lead, *term.shape[-3:]).flatten(0, -4)
+
+
+def _of_heads(call: Call, heads: Sequence[int] | None) -> Call:
+    """The call for some query heads, each with the key head that it reads."""
+    if heads is None:
+        return call
+    count, key_heads = call.query.shape[1], call.key.shape[1]
+    wrong = [head for head in heads if not -count <= head < count]
+    if wrong:
+        raise OptionError(f"heads={list(heads)} where attention has {count} heads")
+    chosen = [head % count for head in heads]
+    return call.replace(
+        query=call.query[:, chosen],
+        key=call.key[:, [head // (count // key_heads) for head in chosen]],
+        terms=tuple(
+            term[..., chosen, :, :] if term.ndim >= 3 and term.shape[-3] == count > 1 else term
+            for term in call.terms
+        ),
+        sinks=None if call.sinks is None else call.sinks[chosen],
+    )
+
+
+def _kept(array: Tensor) -> Tensor:
+    """The tensor detached; a copy of it where it is likely to be overwritten.
+
+    PyTorch counts changes in place, and an operator refuses to work after one. Two cases need a
+    copy: inference mode counts nothing, and what was written in place before (a static key cache)
+    will be written in place again, which would make every earlier step's operator stale.
+    """
+    array = array.detach()
+    if array.is_inference() or array._version:
+        return array.clone()
+    return array

@@ -1,0 +1,146 @@
+"""A recording as the viewer's record: what the page shows of every call, memory linear in length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from regard._arrays import as_numpy
+from regard.errors import OptionError
+from regard.operator import AttentionWeights
+from regard.recording import heads
+from regard.recording.record import Recording
+from regard.recording.text import Passage, readable
+from regard.viewer import Call, Record, Text
+
+__all__ = ["record"]
+
+_TOP = 8
+_CELLS = 64
+_DENSE = 24_000_000  # weights of all calls together up to which they are kept: 96 MB
+
+
+def record(
+    recording: Recording,
+    passage: Passage | None = None,
+    *,
+    table: heads.HeadTable | None = None,
+    title: str | None = None,
+    model: str | None = None,
+    notes: Sequence[str] = (),
+    batch: int = 0,
+) -> Record:
+    """What the page shows of a recording.
+
+    Of every call and head the pooled maps, the 8 largest weights of each query, what each key
+    received, the entropy, kind and scores; all weights only if they are few (24 million in all).
+
+    Args:
+        passage: the text that was read; without it, the recording's tokens, or numbers.
+        table: the heads' kinds and scores, if they are known already.
+        title: the page's heading.
+        model: the model's name, if not that of its class.
+        notes: what a reader should know; what could not be seen is added.
+        batch: which batch element to show.
+
+    Raises: OptionError when the recording is empty or has no such batch element.
+    """
+    if not len(recording):
+        raise OptionError("a recording without attention calls", "at least one call")
+    if table is None and passage is not None:
+        table = heads.table(recording, passage.ids, passage.special)
+    elements = [_element(weights, batch) for weights in recording]
+    rows = heads.table(recording) if table is None else table
+    texts = _Texts(_first_text(recording, passage, batch))
+    keep = sum(int(np.prod(element.shape)) for element in elements) <= _DENSE
+    calls = [
+        _call(element, [row for row in rows if row.call == n], texts, keep)
+        for n, element in enumerate(elements)
+    ]
+    unseen = [f"Not seen: {name}" for name in recording.unseen]
+    return Record(
+        title=title or f"Attention in {model or recording.model}",
+        model=model or recording.model,
+        texts=texts.found,
+        calls=calls,
+        notes=[*notes, *unseen],
+        glossary={**heads.SCORES, **heads.KINDS},
+    )
+
+
+def _element(weights: AttentionWeights, batch: int) -> AttentionWeights:
+    """One batch element's operator (H, Lq, Lk)."""
+    found = list(heads.elements(weights))
+    if not 0 <= batch < len(found):
+        raise OptionError(f"batch={batch}", f"a number from 0 to {len(found) - 1}")
+    return found[batch]
+
+
+def _call(
+    weights: AttentionWeights, rows: Sequence[heads.HeadRow], texts: _Texts, keep: bool
+) -> Call:
+    queries, keys = weights.shape[-2:]
+    read = heads.sweep(
+        weights,
+        pooled={"shape": (_CELLS, _CELLS), "reduce": "both"},
+        top_k={"k": min(_TOP, max(1, keys))},
+        received={},
+        entropy={},
+    )
+    first = max(keys - queries, 0) if texts.knows(keys) else 0
+    return Call(
+        name=rows[0].name,
+        layer=rows[0].layer,
+        kinds=[row.kind for row in rows],
+        scores=_columns(rows),
+        pooled_sum=read["pooled"].sum,
+        pooled_max=read["pooled"].max,
+        top_keys=read["top_k"].keys,
+        top_weights=read["top_k"].weights,
+        received=read["received"],
+        entropy=read["entropy"],
+        dense=as_numpy(weights.dense()) if keep else None,
+        query_text=texts.of(first + queries),
+        key_text=texts.of(keys),
+        first_query=first,
+    )
+
+
+def _columns(rows: Sequence[heads.HeadRow]) -> Mapping[str, Any]:
+    return {name: np.array([row.scores[name] for row in rows]) for name in heads.SCORES}
+
+
+def _first_text(recording: Recording, passage: Passage | None, batch: int) -> Text | None:
+    if passage is not None:
+        flags = passage.special.tolist()
+        return Text(list(passage.tokens), flags, passage.space_before.tolist())
+    tokens = recording.tokens
+    if tokens is None or not len(tokens):
+        return None
+    row = tokens if isinstance(tokens[0], str) else tokens[batch]
+    plain, spaces = readable([str(token) for token in row])
+    return Text(plain, Text.guess(plain).special, spaces)
+
+
+class _Texts:
+    """The texts that calls refer to, by length: the one that is known, and numbered positions."""
+
+    def __init__(self, known: Text | None) -> None:
+        self.found = [] if known is None else [known]
+        self._known = None if known is None else len(known.tokens)
+
+    def knows(self, length: int) -> bool:
+        """Whether there are tokens for that many positions."""
+        return self._known == length
+
+    def of(self, length: int) -> int:
+        """The number of the text with so many tokens."""
+        for n, text in enumerate(self.found):
+            if len(text.tokens) == length:
+                return n
+        numbers = [str(n) for n in range(length)]
+        name = f"{length} positions"
+        self.found.append(Text(numbers, [False] * length, [True] * length, name))
+        return len(self.found) - 1

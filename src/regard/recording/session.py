@@ -1,0 +1,216 @@
+"""What is hooked into PyTorch and transformers while a thread watches: one session a thread.
+
+    every module's forward      → which module is running (global hooks: hooks on the modules
+                                  themselves would switch off PyTorch's fast paths)
+    scaled_dot_product_attention, multi_head_attention_forward → a TorchFunctionMode
+    the functions that transformers' models look up → interfaces.py
+
+A TorchFunctionMode alone would switch off the fast paths of torch.nn's transformer modules as well,
+and so change a model's bits: it steps aside while one of those runs, and their hooks tell the call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+
+from regard.recording import multihead, sdpa
+from regard.recording.call import Call
+from regard.recording.interfaces import Wrapped
+
+__all__ = ["Session", "Watcher"]
+
+_FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+class Watcher(Protocol):
+    """One that is told of everything in its thread."""
+
+    def ran(self, module: nn.Module) -> None:
+        """A module's forward begins."""
+
+    def saw(self, read: Callable[[], Call], stack: list[nn.Module]) -> None:
+        """A call was made, by the last module of the stack. `read` may raise."""
+
+
+class Session:
+    """Everything hooked for one thread; its watchers are told of all calls."""
+
+    _local = threading.local()
+
+    def __init__(self) -> None:
+        self._watchers: list[Watcher] = []
+        self._stack: list[_Frame] = []
+        self._muted, self._told = False, 0  # _told: calls so far
+        self._mode = _Mode(self)
+
+    @classmethod
+    def join(cls, watcher: Watcher) -> Session:
+        """Add a watcher to this thread's session, which begins with the first."""
+        session = cls._current() or Session()
+        session._watchers.append(watcher)
+        if len(session._watchers) == 1:
+            session._start()
+        return session
+
+    def leave(self, watcher: Watcher) -> None:
+        """Take a watcher away; with the last one everything is put back."""
+        self._watchers.remove(watcher)
+        if not self._watchers:
+            self._stop()
+
+    @classmethod
+    def _current(cls) -> Session | None:
+        return getattr(cls._local, "session", None)
+
+    @staticmethod
+    def _observer() -> Any:
+        session = Session._current()
+        return None if session is None or session._muted else session._run
+
+    def _start(self) -> None:
+        Session._local.session = self
+        self._handles = (
+            hooks.register_module_forward_pre_hook(self._before),
+            hooks.register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
+        )
+        self._wraps = Wrapped.start(Session._observer)
+        self._mode.begin()
+
+    def _stop(self) -> None:
+        if not any(frame.paused for frame in self._stack):
+            self._mode.end()
+        if self._wraps:
+            Wrapped.stop()
+        for handle in self._handles:
+            handle.remove()
+        self._stack.clear()
+        Session._local.session = None
+
+    def _before(self, module: nn.Module, args: Any) -> None:
+        if Session._current() is not self or torch.compiler.is_compiling():
+            return
+        # Where another mode lies on top of ours, the fast paths are off with or without us.
+        paused = isinstance(module, _FAST) and self._mode.on_top
+        if paused:
+            self._mode.end()
+        self._stack.append(_Frame(module, paused))
+        for watcher in self._watchers:
+            watcher.ran(module)
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any = None, result: Any = None) -> None:
+        if Session._current() is not self or torch.compiler.is_compiling():
+            return
+        if not any(frame.module is module for frame in self._stack):
+            return
+        while True:  # frames above the module's are those of forwards that a BaseException left
+            frame = self._stack.pop()
+            if frame.paused:
+                self._mode.begin()
+            if frame.module is module:
+                break
+        failed = kwargs is None or result is None  # after an exception PyTorch calls with less
+        if isinstance(module, _FAST) and not frame.covered and not failed:
+            self._stack.append(_Frame(module, paused=False))
+            self._tell_of_fast_path(module, args, kwargs)
+            frame.covered = self._stack.pop().covered
+        if frame.covered and self._stack:
+            self._stack[-1].covered = True
+
+    def _tell_of_fast_path(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if isinstance(module, nn.MultiheadAttention):
+            self._tell(lambda: multihead.read_module(module, args, kwargs))
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            self._tell(lambda: multihead.read_encoder_layer(module, args, kwargs), module.self_attn)
+
+    def _run(
+        self,
+        read: Callable[[Any], Call],
+        module: Any,
+        run: Callable[[], Any],
+        opaque: bool = False,
+    ) -> Any:
+        """Run an attention function of a model, and tell of the call.
+
+        What the function calls in turn is the same call, and not told of; of an opaque one that is
+        all there is, and its own call is told of only if there was none.
+        """
+        told, muted, self._muted = self._told, self._muted, not opaque
+        try:
+            result = run()
+        finally:
+            self._muted = muted
+        if not opaque or self._told == told:
+            self._tell(lambda: read(result), module if isinstance(module, nn.Module) else None)
+        return result
+
+    def _tell(self, read: Callable[[], Call], module: nn.Module | None = None) -> None:
+        """Show a call to the watchers, made by the innermost module or the one given."""
+        # A forward inside of a backward pass recomputes a checkpointed one that was seen already.
+        recomputed = torch._C._current_graph_task_id() != -1
+        if (
+            self._muted
+            or recomputed
+            or torch._C._get_tracing_state()
+            or torch.compiler.is_compiling()
+        ):
+            return
+        self._told += 1
+        if self._stack:
+            self._stack[-1].covered = True
+        stack = [frame.module for frame in self._stack]
+        if module is not None and module not in stack:
+            stack.append(module)
+        self._muted = True
+        try:
+            with torch.no_grad():
+                for watcher in self._watchers:
+                    watcher.saw(read, stack)
+        finally:
+            self._muted = False
+
+
+class _Frame:
+    """A module whose forward is running."""
+
+    def __init__(self, module: nn.Module, paused: bool) -> None:
+        self.module, self.paused = module, paused
+        self.covered = False  # whether a call was seen in it
+
+
+class _Mode(TorchFunctionMode):
+    """Sees PyTorch's own attention functions, under whatever name they were imported."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+
+    def begin(self) -> None:
+        """See the functions that are called from now on."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """See no more."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    @property
+    def on_top(self) -> bool:
+        """Whether no other mode was begun since."""
+        return _get_current_function_mode() is self  # type: ignore[no-untyped-call]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in sdpa.FUNCTIONS:
+            self._session._tell(lambda: sdpa.read(*args, **kwargs))
+        elif func is multihead.FUNCTION:
+            self._session._tell(lambda: multihead.read_function(args, kwargs))
+        return result
