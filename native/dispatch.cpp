@@ -143,7 +143,8 @@ int regard_abi_version(void) { return REGARD_ABI_VERSION; }
 const char *regard_isa_available(void) {
   static const std::string names = [] {
     std::string text;
-    for (auto list = available(); *list; ++list) text += (text.empty() ? "" : " ") + std::string((*list)->name);
+    for (auto list = available(); *list; ++list)
+      text += (text.empty() ? "" : " ") + std::string((*list)->name);
     return text;
   }();
   return names.c_str();

@@ -85,7 +85,7 @@ def error(actual: Any, truth: np.ndarray) -> float:
 
 
 def allowed(plain: float, truth: np.ndarray, dtype: str, factor: float = 2) -> float:
-    """Flash-attention's rule: `factor` times plain PyTorch's error in the same type, and a little."""
+    """Flash-attention's rule: `factor` times plain PyTorch's error in its type, and a little."""
     finite = np.abs(truth[np.isfinite(truth)])
     little = 1e-12 if dtype == "float64" else 1e-5
     return factor * plain + little * max(1.0, float(finite.max(initial=0)))

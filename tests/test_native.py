@@ -6,6 +6,8 @@ import ctypes
 
 import numpy as np
 import pytest
+
+import regard
 from conftest import ISAS
 from problems import (
     allowed,
@@ -16,8 +18,6 @@ from problems import (
     problem,
     truth,
 )
-
-import regard
 from regard.kernels import native, reference
 from regard.problem import Problem, make
 
@@ -174,7 +174,9 @@ def test_hidden_nan_never_arrives(isa):
         (keep[:, None, None, :], keep),
     ]
     for mask, clean in masks:
-        spoiled = [np.where(clean[:, None, :, None], a, bad) for a, bad in ((k, np.nan), (v, np.inf))]
+        spoiled = [
+            np.where(clean[:, None, :, None], a, bad) for a, bad in ((k, np.nan), (v, np.inf))
+        ]
         y, lse = run(make(q, *spoiled, mask=mask))
         expected, total = run(make(q, k, v, mask=mask))
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
@@ -327,5 +329,5 @@ def test_scores_are_the_definitions(isa):
 
 
 def test_an_unknown_instruction_set_is_refused():
-    with pytest.raises(regard.errors.BackendError, match="avx512|avx2|baseline"):
+    with pytest.raises(regard.errors.BackendError, match="Wanted: one of .*baseline"):
         native.select_isa("sse9")

@@ -14,6 +14,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import _get_current_function_mode
 from torch.utils.checkpoint import checkpoint
 
+import regard
 from regard import errors
 from regard.recording import UnseenAttention, watch
 
@@ -109,6 +110,8 @@ def test_every_kind_of_mask(options, seen, bias):
     query, key, value = arrays()
     found = seen_of(Attend(**options), query, key, value)
     wanted = reference(query, key, seen, bias, options.get("scale"))
+    assert (found._problem.mask is None) == (seen is None)
+    assert (found._problem.bias is None) == (bias is None)
     assert (found.dense() - wanted).abs().max() <= 1e-6
 
 
@@ -224,9 +227,11 @@ def test_heads_choose_key_heads_masks_and_biases():
 
 def test_layers_that_match_nothing():
     model = Block(Attend())
-    with pytest.warns(UnseenAttention, match=r"layers=\[7\] matches none .* attended: attend"):
-        with watch(model, layers=[7]) as seen:
-            model(torch.randn(1, 5, 8))
+    with (
+        pytest.warns(UnseenAttention, match=r"layers=\[7\] matches none .* attended: attend"),
+        watch(model, layers=[7]) as seen,
+    ):
+        model(torch.randn(1, 5, 8))
     assert len(seen) == 0
 
 
@@ -244,9 +249,11 @@ def test_a_long_recording_samples_its_queries_when_printed():
 def test_hand_written_attention_is_told_of():
     model = nn.ModuleDict({"own": ByHandAttention(), "good": Block(Attend())})
     x = torch.randn(1, 5, 8)
-    with pytest.warns(UnseenAttention, match=r"1 modules .* unseen: own \(ByHandAttention\)"):
-        with watch(model) as seen:
-            model["good"](model["own"](x))
+    with (
+        pytest.warns(UnseenAttention, match=r"1 modules .* unseen: own \(ByHandAttention\)"),
+        watch(model) as seen,
+    ):
+        model["good"](model["own"](x))
     assert seen.unseen == ["own (ByHandAttention)"]
     assert len(seen) == 1
     assert "NOT SEEN (1)" in str(seen)
@@ -276,8 +283,8 @@ def test_multihead_attention(training, options, batch_first):
     query, key, value = (torch.randn(3, n, size) for n, size in ((5, 8), (7, 6), (7, 8)))
     if "kdim" not in options:
         key = torch.randn(3, 7, 8)
-    padding = torch.zeros(3, 7, dtype=torch.bool)
-    padding[1, 4:] = True
+    padding = torch.zeros(3, 7)
+    padding[1, 4:] = -torch.inf
     if not batch_first:
         query, key, value = (a.transpose(0, 1) for a in (query, key, value))
     given = {"key_padding_mask": padding, "attn_mask": BIAS[0], "average_attn_weights": False}
@@ -301,12 +308,13 @@ def test_multihead_attention_on_its_fast_path():
     assert (seen[0].dense() - wanted).abs().max() <= 1e-6
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("norm_first", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
 def test_transformer_encoder_keeps_its_fast_path(fast, norm_first, padded):
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=norm_first)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first).eval()
     x = torch.randn(3, 5, 8)
     padding = torch.zeros(3, 5, dtype=torch.bool)
@@ -371,20 +379,30 @@ def test_everything_is_put_back():
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_forward_that_fails_half_way_leaves_no_trace(error):
-    class Failing(nn.TransformerEncoderLayer):
-        def forward(self, src, **kwargs):
-            raise error
+class Failing(nn.TransformerEncoderLayer):
+    def __init__(self, error):
+        super().__init__(8, 2, 16)
+        self.error = error
 
-    model = nn.ModuleList([Failing(8, 2, 16), Block(Attend())])
+    def forward(self, src, **kwargs):
+        raise self.error
+
+
+def test_a_forward_that_fails_does_not_hide_the_next():
+    model = nn.ModuleList([Failing(ValueError), Block(Attend())])
     x = torch.randn(1, 5, 8)
     with watch(model) as seen:
-        with pytest.raises(error):
+        with pytest.raises(ValueError):
             model[0](x)
         model[1](x)
     assert seen.names == ["1.attend"]
+
+
+def test_an_interrupt_leaves_nothing_hooked():
+    with pytest.raises(KeyboardInterrupt), watch(Failing(KeyboardInterrupt)) as seen:
+        Failing(KeyboardInterrupt)(torch.randn(1, 5, 8))
     assert nothing_hooked()
+    assert len(seen) == 0
 
 
 def test_nested_and_repeated_watches():
@@ -501,7 +519,48 @@ def test_bad_arguments():
             once.__enter__()
     with pytest.raises(errors.ModelError, match="one watch for each with"):
         once.__enter__()
-    with pytest.warns(UnseenAttention, match=r"heads=\[9\] where attention has 2 heads"):
-        with watch(model, heads=[9]):
-            model(torch.randn(1, 5, 8))
+    with (
+        pytest.warns(UnseenAttention, match=r"heads=\[9\] where attention has 2 heads"),
+        watch(model, heads=[9]),
+    ):
+        model(torch.randn(1, 5, 8))
     assert nothing_hooked()
+
+
+def test_regards_own_attention_is_seen():
+    class Own(nn.Module):
+        def forward(self, query, key, value):
+            mask = regard.causal("lower_right") & BOOLEAN
+            return regard.attention(query, key, value, mask=mask, bias=BIAS, softcap=2.0)
+
+    query, key, value = arrays(key_heads=2)
+    options = {"mask": regard.causal("lower_right") & BOOLEAN, "bias": BIAS, "softcap": 2.0}
+    wanted = regard.weights(query, key, **options)
+    model = Own()
+    alone = model(query, key, value)
+    with watch(model) as seen, watch(model, heads=[3, 0]) as chosen:
+        assert torch.equal(model(query, key, value), alone)
+        seen[0] @ value  # an operator that is applied is no call of the model
+    assert seen.names == ["Own"]
+    assert torch.equal(seen[0].dense(), wanted.dense())
+    assert torch.equal(chosen[0].dense(), wanted.dense()[:, [3, 0]])
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_compiled_parts_are_told_of():
+    model = nn.ModuleDict({"own": Block(Attend()), "good": Block(Attend())})
+    model["own"].compile(backend="eager")
+    x = torch.randn(1, 5, 8)
+    alone = model["own"](x)
+    with (
+        pytest.warns(UnseenAttention, match=r"own \(Block\): torch.compile hides"),
+        watch(model) as seen,
+    ):
+        assert torch.equal(model["own"](x), alone)
+        model["good"](x)
+    assert seen.names == ["good.attend"]
+    with pytest.warns(UnseenAttention, match="torch.compile hides"):
+        whole = torch.compile(model["good"], backend="eager")
+        with watch(whole) as seen:
+            whole(x)
+    assert len(seen) == 0

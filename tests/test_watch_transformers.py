@@ -232,9 +232,12 @@ def test_a_function_that_does_more_than_its_arguments_tell_is_unseen(monkeypatch
 
     monkeypatch.setattr(modeling_bert, "eager_attention_forward", sharper)
     model = bert("eager")
-    with pytest.warns(UnseenAttention, match="2 modules of BertModel attended unseen"):
-        with watch(model) as seen, torch.no_grad():
-            model(**inputs("bert", "right"))
+    with (
+        pytest.warns(UnseenAttention, match="2 modules of BertModel attended unseen"),
+        watch(model) as seen,
+        torch.no_grad(),
+    ):
+        model(**inputs("bert", "right"))
     assert len(seen) == 0
     assert seen.unseen[0].startswith("encoder.layer.0.attention.self (BertSelfAttention): its weig")
 
@@ -253,9 +256,12 @@ def test_an_implementation_that_nothing_is_known_of_is_unseen():
     interface.register("transparent", transparent)
     try:
         model = bert("secret")
-        with pytest.warns(UnseenAttention, match="implementation 'secret'"):
-            with watch(model) as seen, torch.no_grad():
-                model(**inputs("bert", None))
+        with (
+            pytest.warns(UnseenAttention, match="implementation 'secret'"),
+            watch(model) as seen,
+            torch.no_grad(),
+        ):
+            model(**inputs("bert", None))
         assert len(seen) == 0
         assert len(seen.unseen) == 2
         assert 'To do: load the model with attn_implementation="sdpa"' in seen.unseen[0]

@@ -57,11 +57,15 @@ REGARD_INLINE F load(const float *p) { return {_mm256_loadu_ps(p)}; }
 REGARD_INLINE G load(const double *p) { return {_mm256_loadu_pd(p)}; }
 REGARD_INLINE void store(float *p, F a) { _mm256_storeu_ps(p, a.v); }
 REGARD_INLINE void store(double *p, G a) { _mm256_storeu_pd(p, a.v); }
-REGARD_INLINE F load_partial(const float *p, int64_t n) { return {_mm256_maskload_ps(p, first8(n))}; }
+REGARD_INLINE F load_partial(const float *p, int64_t n) {
+  return {_mm256_maskload_ps(p, first8(n))};
+}
 REGARD_INLINE G load_partial(const double *p, int64_t n) {
   return {_mm256_maskload_pd(p, first4(n))};
 }
-REGARD_INLINE void store_partial(float *p, F a, int64_t n) { _mm256_maskstore_ps(p, first8(n), a.v); }
+REGARD_INLINE void store_partial(float *p, F a, int64_t n) {
+  _mm256_maskstore_ps(p, first8(n), a.v);
+}
 REGARD_INLINE void store_partial(double *p, G a, int64_t n) {
   _mm256_maskstore_pd(p, first4(n), a.v);
 }
@@ -120,9 +124,7 @@ REGARD_INLINE Mask<T> nonzero(const uint8_t *bytes) {
 }
 
 // Exponents of normal numbers; below the least, scale_exp2 gives 0.
-REGARD_INLINE F clamp_exponent(F x) {
-  return min(broadcast(127.0f), max(broadcast(-126.0f), x));
-}
+REGARD_INLINE F clamp_exponent(F x) { return min(broadcast(127.0f), max(broadcast(-126.0f), x)); }
 REGARD_INLINE G clamp_exponent(G x) { return min(broadcast(1023.0), max(broadcast(-1022.0), x)); }
 
 REGARD_INLINE F fraction(F x) {
@@ -187,8 +189,8 @@ REGARD_INLINE void store_bfloat16(uint16_t *p, F a, int64_t n) {
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i round = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
   const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, round), 16);
-  const __m256i half = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0),
-                                          _mm256_castps_si256(differ(a, a).v));
+  const __m256i half =
+      _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), _mm256_castps_si256(differ(a, a).v));
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0x08);
   store_halves(p, _mm256_castsi256_si128(packed), n);
 }

@@ -5,8 +5,9 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
-                             apply_to = function)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+    apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
@@ -111,8 +112,7 @@ REGARD_INLINE F scale_exp2(F p, F x) { return {_mm512_scalef_ps(p.v, x.v)}; }
 REGARD_INLINE G scale_exp2(G p, G x) { return {_mm512_scalef_pd(p.v, x.v)}; }
 
 REGARD_INLINE F zip_low(F a, F b) {
-  const __m512i index =
-      _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i index = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   return {_mm512_permutex2var_ps(a.v, index, b.v)};
 }
 REGARD_INLINE F zip_high(F a, F b) {
@@ -146,8 +146,7 @@ REGARD_INLINE void store_bfloat16(uint16_t *p, F a, int64_t n) {
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i round = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
   const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, round), 16);
-  const __m512i half =
-      _mm512_mask_blend_epi32(differ(a, a), rounded, _mm512_set1_epi32(0x7fc0));
+  const __m512i half = _mm512_mask_blend_epi32(differ(a, a), rounded, _mm512_set1_epi32(0x7fc0));
   _mm256_mask_storeu_epi16(p, first16(n), _mm512_cvtepi32_epi16(half));
 }
 

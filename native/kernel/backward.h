@@ -5,9 +5,10 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
-// Work is cut into (batch, key head, chunk of queries). Each piece sums gradients of keys and values
-// over its queries; with several chunks the sums are added up afterwards, in the order of chunks.
-// Within a piece, panels of queries meet tiles of keys: keys outside, blocks of the panel inside.
+// Work is cut into (batch, key head, chunk of queries). Each piece sums gradients of keys and
+// values over its queries; with several chunks the sums are added up afterwards, in the order of
+// chunks. Within a piece, panels of queries meet tiles of keys: keys outside, blocks of the panel
+// inside.
 template <class T>
 class Backward {
  public:
@@ -68,7 +69,8 @@ class Backward {
   }
 
   void allocate(Piece &s, Scratch &scratch) const {
-    const int64_t rows = std::min(kPanelRows, round_up(std::max<int64_t>(p_.queries, 1), kBlock<T>));
+    const int64_t rows =
+        std::min(kPanelRows, round_up(std::max<int64_t>(p_.queries, 1), kBlock<T>));
     for (int64_t i = 0; i < rows / kBlock<T>; ++i) s.blocks[i].allocate(p_, g_, scores_, scratch);
     s.weights = scratch.take<T>(kTileSize<T>);
     s.d_scores = scores_ ? scratch.take<T>(kTileSize<T>) : nullptr;
@@ -189,13 +191,13 @@ class Backward {
     }
     if (s.d_query) {
       product<T, Left::kAcross>(s.d_scores, rows.width, keys.data, keys.stride,
-                                s.d_query + first_row * size_, size_, rows.count,
-                                size_ / kLanes<T>, count, true);
+                                s.d_query + first_row * size_, size_, rows.count, size_ / kLanes<T>,
+                                count, true);
     }
   }
 
-  // Adds up the chunks of a block of keys of one value head (and of its key head, if it is the first
-  // of its value heads).
+  // Adds up the chunks of a block of keys of one value head (and of its key head, if it is the
+  // first of its value heads).
   static int add_task(void *context, int64_t index) {
     const Backward &self = *static_cast<Backward *>(context);
     const regard_problem &p = self.p_;

@@ -1,4 +1,5 @@
-// The gradient of the bias: gradients of scores, summed over the dimensions that the bias broadcasts.
+// The gradient of the bias: gradients of scores, summed over the dimensions that the bias
+// broadcasts.
 #ifndef REGARD_KERNEL_BIAS_GRADIENT_H
 #define REGARD_KERNEL_BIAS_GRADIENT_H
 
@@ -75,9 +76,8 @@ class BiasGradient {
     const int64_t h = rows.head[0], count = end - begin;
     const auto keys = operand<T>(p_.key, p_.dtype, rows.batch, h / (p_.heads / p_.key_heads), begin,
                                  count, p_.head_size, false, s.keys);
-    const auto values =
-        operand<T>(p_.value, p_.dtype, rows.batch, h / (p_.heads / p_.value_heads), begin, count,
-                   p_.value_size, false, s.values);
+    const auto values = operand<T>(p_.value, p_.dtype, rows.batch, h / (p_.heads / p_.value_heads),
+                                   begin, count, p_.value_size, false, s.values);
     s.g.tile(view, keys, values, begin, end, s.weights, s.d_scores, false);
     for (int64_t j = 0; j < count; ++j) {
       T *to = s.sum + (g_.d_bias.key_stride ? begin - s.first_key + j : 0) * kBlock<T>;
@@ -102,7 +102,8 @@ class BiasGradient {
     const int64_t stride = padded<T>(count);
     transpose(s.sum, kBlock<T>, s.turned, stride, stride, kBlock<T>);
     for (int64_t i = 0; i < last - first; ++i) {
-      memcpy(to + i * d.query_stride, s.turned + i * stride, static_cast<size_t>(count) * sizeof(T));
+      memcpy(to + i * d.query_stride, s.turned + i * stride,
+             static_cast<size_t>(count) * sizeof(T));
     }
   }
 

@@ -1,6 +1,6 @@
-// One row at a time, over only what it may see. Products of tiles multiply hidden weights, which are
-// 0, by hidden values; where those are infinite or NaN the row comes out as NaN and is done again
-// here. A visible NaN comes out again.
+// One row at a time, over only what it may see. Products of tiles multiply hidden weights, which
+// are 0, by hidden values; where those are infinite or NaN the row comes out as NaN and is done
+// again here. A visible NaN comes out again.
 #ifndef REGARD_KERNEL_CAREFUL_H
 #define REGARD_KERNEL_CAREFUL_H
 
@@ -122,8 +122,8 @@ class Careful {
     }
     if (p_.bias.data) {
       const regard_grid &g = p_.bias;
-      const int64_t at = b * g.batch_stride + h * g.head_stride + i * g.query_stride +
-                         j * g.key_stride;
+      const int64_t at =
+          b * g.batch_stride + h * g.head_stride + i * g.query_stride + j * g.key_stride;
       T value[kLanes<T>];
       widen_row(value, static_cast<const char *>(g.data) + at * element_size(p_.bias_dtype), 1,
                 p_.bias_dtype);

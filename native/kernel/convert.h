@@ -50,7 +50,8 @@ inline uint16_t to_float16(float x) {
   if (magnitude >= 0x477ff000) return sign | 0x7c00;
   if (magnitude < 0x38800000) {
     // Adding 1/2 leaves the half's subnormal mantissa, rounded, in the lowest bits.
-    return sign | static_cast<uint16_t>(float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000);
+    return sign |
+           static_cast<uint16_t>(float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000);
   }
   const uint32_t rounded = magnitude + 0xfff + ((magnitude >> 13) & 1);
   return sign | static_cast<uint16_t>((rounded - 0x38000000) >> 13);
@@ -153,16 +154,19 @@ struct Operand {
   int64_t stride;
 };
 
-// Rows [first, first + count) of one head as T: the array itself where that will do, else `scratch`.
-// `vectors`: rows must be whole vectors and close together, as the right side of a product wants.
+// Rows [first, first + count) of one head as T: the array itself where that will do, else
+// `scratch`. `vectors`: rows must be whole aligned vectors and close together, as the right side of
+// a product wants.
 template <class T>
 inline Operand<T> operand(const regard_array &a, int dtype, int64_t batch, int64_t head,
                           int64_t first, int64_t count, int64_t size, bool vectors, T *scratch) {
   const char *row = static_cast<const char *>(row_of(a, dtype, batch, head, first));
-  const bool fits = !vectors || (size % kLanes<T> == 0 && a.row_stride == size);
+  const bool aligned = reinterpret_cast<uintptr_t>(row) % sizeof(Vec<T>) == 0;
+  const bool fits = !vectors || (aligned && size % kLanes<T> == 0 && a.row_stride == size);
   if (dtype == kType<T> && fits) return {reinterpret_cast<const T *>(row), a.row_stride};
   const int64_t stride = padded<T>(size), step = a.row_stride * element_size(dtype);
-  for (int64_t i = 0; i < count; ++i, row += step) widen_row(scratch + i * stride, row, size, dtype);
+  for (int64_t i = 0; i < count; ++i, row += step)
+    widen_row(scratch + i * stride, row, size, dtype);
   return {scratch, stride};
 }
 

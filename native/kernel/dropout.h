@@ -9,7 +9,8 @@
 //   r  = mix64(z + i * 0x9E3779B97F4A7C15)                          for query i
 //   u  = fmix32(fmix32(j ^ low32(r)) + high32(r))                   for key j
 //
-// The weight of (b, h, i, j) is dropped if u < floor(p * 2^32), and multiplied by 1 / (1 - p) if not.
+// The weight of (b, h, i, j) is dropped if u < floor(p * 2^32), and multiplied by 1 / (1 - p) if
+// not.
 #ifndef REGARD_KERNEL_DROPOUT_H
 #define REGARD_KERNEL_DROPOUT_H
 
@@ -27,7 +28,8 @@ REGARD_INLINE uint32_t fmix32(uint32_t x) {
   return x ^ (x >> 16);
 }
 
-REGARD_INLINE uint64_t row_key(const regard_problem &p, int64_t batch, int64_t head, int64_t query) {
+REGARD_INLINE uint64_t row_key(const regard_problem &p, int64_t batch, int64_t head,
+                               int64_t query) {
   constexpr uint64_t step = 0x9E3779B97F4A7C15;
   const uint64_t index = static_cast<uint64_t>(batch * p.heads + head);
   const uint64_t z = mix64(mix64(p.dropout_seed) + index * step);

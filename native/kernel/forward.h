@@ -101,7 +101,8 @@ class Forward {
 
   // What a row's sum of values is multiplied by; its log-sum-exp, the sink included.
   void normalise(const State &s, int r, T *factor, T *lse) const {
-    const T most = s.softmax.most[r] * s.softmax.unit * static_cast<T>(kLn2), sum = s.softmax.sum[r];
+    const T most = s.softmax.pivot[r] * s.softmax.unit * static_cast<T>(kLn2),
+            sum = s.softmax.sum[r];
     const bool blind = sum == 0;
     if (!p_.sinks) {
       *factor = blind ? T(0) : 1 / sum;

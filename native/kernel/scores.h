@@ -49,8 +49,8 @@ class Scores {
     if (view == View::kNone) return;
     const int64_t count = end - begin, stride = padded<T>(count);
     const int64_t key_head = request_.head / (p_.heads / p_.key_heads);
-    const auto k = operand<T>(p_.key, p_.dtype, rows.batch, key_head, begin, count, p_.head_size,
-                              false, keys);
+    const auto k =
+        operand<T>(p_.key, p_.dtype, rows.batch, key_head, begin, count, p_.head_size, false, keys);
     block.scores(k, begin, end, tile);
     if (plain(p_)) {
       const Vec<T> scale = broadcast(static_cast<T>(fabs(p_.scale)));

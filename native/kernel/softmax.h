@@ -7,15 +7,15 @@ namespace REGARD_NAMESPACE {
 
 template <class T>
 struct Softmax {
-  T unit;                 // scores times unit are powers of 2
-  T most[kBlock<T>];      // largest score so far
-  T sum[kBlock<T>];       // of 2^(unit * (score - most))
-  T rescale[kBlock<T>];   // what the last tile's rise of `most` makes of what was summed before it
+  T unit;                // scores times unit are powers of 2
+  T pivot[kBlock<T>];    // near the largest score so far
+  T sum[kBlock<T>];      // of 2^(unit * (score - pivot))
+  T rescale[kBlock<T>];  // what the last tile's move of the pivot makes of what was summed before
 
   void reset(T score_unit, int width) {
     unit = score_unit;
     for (int r = 0; r < width; ++r) {
-      most[r] = -kInfinity<T>;
+      pivot[r] = -kInfinity<T>;
       sum[r] = 0;
       rescale[r] = 1;
     }
@@ -29,17 +29,23 @@ struct Softmax {
   }
 
  private:
+  // The pivot moves only when the largest score has left it this many powers of 2 behind: exact all
+  // the same, and most tiles rescale nothing.
+  static constexpr T kSlack = 8;
+
   REGARD_INLINE bool take_lanes(T *scores, int64_t keys, int width, int r) {
     const Vec<T> lowest = broadcast(-kInfinity<T>), zero = broadcast<T>(0), u = broadcast(unit);
-    Vec<T> top[4] = {lowest, lowest, lowest, load(most + r)};
+    Vec<T> top[4] = {lowest, lowest, lowest, lowest};
     int64_t j = 0;
     for (; j + 4 <= keys; j += 4) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) top[i] = max(load(scores + (j + i) * width), top[i]);
     }
     for (; j < keys; ++j) top[0] = max(load(scores + j * width), top[0]);
-    const Vec<T> old = load(most + r);
-    const Vec<T> now = max(max(top[0], top[1]), max(top[2], top[3]));
+    const Vec<T> most = max(max(top[0], top[1]), max(top[2], top[3]));
+    const Vec<T> old = load(pivot + r);
+    const auto rises = less(fma(old, u, broadcast(kSlack)), most * u);
+    const Vec<T> now = select(rises, most, old);
     // A row that has seen nothing keeps weights 2^(-inf - 0) = 0.
     const Vec<T> shift = zero - select(differ(now, lowest), now, zero) * u;
 
@@ -60,11 +66,10 @@ struct Softmax {
       store(at, weight);
     }
 
-    const auto rises = less(old, now);
     const Vec<T> factor = select(rises, exp2(fma(old, u, shift)), broadcast<T>(1));
     store(rescale + r, factor);
     store(sum + r, fma(load(sum + r), factor, total[0] + total[1]));
-    store(most + r, now);
+    store(pivot + r, now);
     return any(rises);
   }
 };

@@ -5,8 +5,8 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
-// One square of kLanes x kLanes. Interleaving the first half of the rows with the second, log2 times,
-// is a transposition.
+// One square of kLanes x kLanes. Interleaving the first half of the rows with the second, log2
+// times, is a transposition.
 template <class T>
 REGARD_INLINE void transpose_square(const T *from, int64_t from_stride, T *to, int64_t to_stride) {
   constexpr int L = kLanes<T>;

@@ -40,7 +40,7 @@ class Problem:
     dropout_seed: Any  # an integer, an array () of one, or None
     layout: str  # how the caller holds its arrays, and wants the output
 
-    @cached_property
+    @property
     def extent(self) -> Extent:
         """The sizes that masks and biases are broadcast to."""
         *batch, heads, queries, _ = self.query.shape

@@ -151,7 +151,7 @@ def documents(ids: Any = None, key_ids: Any = None, *, cu_lengths: Any = None) -
 def _document_runs(ids: npt.NDArray[Any], key_ids: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     """(Lq, n, 2): for each query, the runs of keys with its id."""
     starts = np.flatnonzero(np.diff(key_ids, prepend=key_ids[:1] - 1))
-    stops = np.append(starts[1:], len(key_ids))
+    stops = np.append(starts[1:], len(key_ids))[: len(starts)]
     run_ids = key_ids[starts]
     order = np.argsort(run_ids, kind="stable")
     run_ids, pairs = run_ids[order], np.stack([starts, stops], axis=-1)[order]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regard import api
 from regard.errors import ModelError, OptionError
-from regard.masks import causal
+from regard.masks import Extent, Mask, Normal, flatten, visibility
 from regard.operator import AttentionWeights
 from regard.recording.terms import Terms
 
@@ -28,13 +28,13 @@ class Call:
     key: (B, K, Lk, D), alike.
     terms: arrays that broadcast to (B, H, Lq, Lk): boolean ones say what may be seen (True), others
         are added to the scores, and hide where they are −∞ or near the smallest number there is.
-    causal: on top of that, query i sees key j only when j <= i.
+    mask: what may be seen on top of that.
     """
 
     query: Tensor
     key: Tensor
     terms: tuple[Tensor, ...] = ()
-    causal: bool = False
+    mask: Mask | None = None
     scale: float | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
@@ -44,7 +44,7 @@ class Call:
         return dataclasses.replace(self, **changes)
 
     def rows(self, queries: list[int]) -> Call:
-        """The same call for some queries only; not for a causal one."""
+        """The same call for some queries only; for one without a mask."""
         terms = tuple(t if t.shape[-2] == 1 else t[..., queries, :] for t in self.terms)
         return self.replace(query=self.query[..., queries, :], terms=terms)
 
@@ -60,9 +60,8 @@ def operator(call: Call, terms: Terms, heads: Sequence[int] | None = None) -> At
     _check_readable(call.query)
     call = _of_heads(_four_dimensional(call), heads)
     mask, bias = terms.normalised(call.terms, (*call.query.shape[:-1], call.key.shape[-2]))
-    if call.causal:
-        limit = causal("upper_left")
-        mask = limit if mask is None else mask & limit
+    if call.mask is not None:
+        mask = call.mask if mask is None else mask & call.mask
     query, key = call.query, call.key
     common = torch.promote_types(query.dtype, key.dtype)  # autocast may not have made them one yet
     if bias is not None and bias.dtype not in (common, torch.float32):
@@ -99,8 +98,13 @@ def _four_dimensional(call: Call) -> Call:
     query, key = (a.reshape((1,) * (4 - a.ndim) + tuple(a.shape)) for a in (query, key))
     if query.ndim == 4:
         return call.replace(query=query, key=key)
-    flat = tuple(_flat_lead(term, tuple(lead)) for term in call.terms)
-    return call.replace(query=query.flatten(0, -4), key=key.flatten(0, -4), terms=flat)
+    extent = Extent(tuple(lead), query.shape[-3], query.shape[-2], key.shape[-2])
+    return call.replace(
+        query=query.flatten(0, -4),
+        key=key.flatten(0, -4),
+        terms=tuple(_flat_lead(term, tuple(lead)) for term in call.terms),
+        mask=_normal(call.mask, extent),
+    )
 
 
 def _flat_lead(term: Tensor, lead: tuple[int, ...]) -> Tensor:
@@ -126,8 +130,23 @@ def _of_heads(call: Call, heads: Sequence[int] | None) -> Call:
             term[..., chosen, :, :] if term.ndim >= 3 and term.shape[-3] == count > 1 else term
             for term in call.terms
         ),
+        mask=_normal(call.mask, _extent(call), chosen),
         sinks=None if call.sinks is None else call.sinks[chosen],
     )
+
+
+def _extent(call: Call) -> Extent:
+    batch, heads, queries, _ = call.query.shape
+    return Extent((batch,), heads, queries, call.key.shape[-2])
+
+
+def _normal(mask: Mask | None, extent: Extent, heads: list[int] | None = None) -> Mask | None:
+    """A mask that holds for one batch dimension and for these heads, from one for `extent`."""
+    if mask is None or (heads is not None and not flatten(mask)[1]):
+        return mask
+    chosen = np.arange(extent.heads) if heads is None else np.asarray(heads)
+    seen = visibility(mask, extent).select(np.arange(extent.flat_batch), chosen)
+    return Normal(seen.intervals, seen.dense)
 
 
 def _kept(array: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +163,7 @@ class HeadTable(Sequence[HeadRow]):
 
 
 def table(
-    recording: Sequence[AttentionWeights], token_ids: Any = None, special: Any = None
+    recording: Iterable[AttentionWeights], token_ids: Any = None, special: Any = None
 ) -> HeadTable:
     """Every head of every call with its scores and its kind; the module's docstring defines them.
 
@@ -184,7 +184,8 @@ def table(
     rows = []
     for call, weights in enumerate(recording):
         name = weights.name or f"call {call}"
-        for head, scores in enumerate(_scores(weights, ids, flags)):
+        numbers = getattr(weights, "heads", None) or range(weights.shape[-3])
+        for head, scores in zip(numbers, _scores(weights, ids, flags), strict=True):
             kind, evidence = _kind(scores)
             rows.append(HeadRow(call, layer_of(name, call), head, name, kind, evidence, scores))
     return HeadTable(tuple(rows))
@@ -221,10 +222,10 @@ def _kind(scores: dict[str, float]) -> tuple[str, str]:
         return _PATTERNS[largest], largest
     if np.isnan(scores["entropy"]):
         return "unknown", "entropy"
-    if scores["nearby"] >= _NEARBY:
-        return "nearby tokens", "nearby"
     if scores["entropy"] >= _BROAD:
         return "broad", "entropy"
+    if scores["nearby"] >= _NEARBY:
+        return "nearby tokens", "nearby"
     return "mixed", largest or "entropy"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,63 +16,43 @@ import torch
 from torch import Tensor
 
 from regard.errors import ModelError
+from regard.masks import causal
 from regard.recording.call import Call, operator
+from regard.recording.patch import Patch
 from regard.recording.terms import Terms
 
-__all__ = ["Wrapped", "eager_differs"]
+__all__ = ["patch"]
 
-# observe(read, module, run, opaque=False): run the function, and record what `read(result)` says.
+# observe(read, module, run, …): run the function, and record what `read(result)` says.
 Observe = Callable[..., Any]
 
 # How far the model's own weights may lie from the operator's: its rounding, in the worst case.
 _ROUNDING = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
-class Wrapped:
-    """The lookup, wrapped for as long as at least one `start` has no `stop`."""
+def patch(observer: Callable[[], Observe | None]) -> Patch:
+    """The lookup, whose functions show their calls to the `observer()` of the calling thread.
 
-    _lock = threading.Lock()
-    _users = 0
-    _original: Any = None
+    transformers need not be installed: a model of theirs has imported it already.
+    """
 
-    @classmethod
-    def start(cls, current: Callable[[], Observe | None]) -> bool:
-        """Wrap the lookup; `current` gives the observer of the calling thread. False: no use.
+    def wrap(original: Any) -> Any:
+        @functools.wraps(original)
+        def get_interface(self: Any, name: str, default: Any) -> Any:
+            found = original(self, name, default)
+            observe = observer()
+            if observe is None:
+                return found
+            reader = _reader(name, found, default)
+            return _watched(found, reader, observe) if reader else _opaque(found, name, observe)
 
-        transformers need not be installed: a model of theirs has imported it already.
-        """
-        library = sys.modules.get("transformers.modeling_utils")
-        if library is None:
-            return False
-        with cls._lock:
-            cls._users += 1
-            if cls._users == 1:
-                interface = library.AttentionInterface
-                cls._original = interface.get_interface
-                interface.get_interface = _wrapped(cls._original, current)
-        return True
+        return get_interface
 
-    @classmethod
-    def stop(cls) -> None:
-        """Put the lookup back where nobody uses the wrapping any more."""
-        with cls._lock:
-            cls._users -= 1
-            if cls._users == 0:
-                library = sys.modules["transformers.modeling_utils"]
-                library.AttentionInterface.get_interface = cls._original
+    return Patch(_interface, "get_interface", wrap)
 
 
-def _wrapped(original: Any, current: Callable[[], Observe | None]) -> Any:
-    @functools.wraps(original)
-    def get_interface(self: Any, name: str, default: Any) -> Any:
-        found = original(self, name, default)
-        observe = current()
-        if observe is None:
-            return found
-        reader = _reader(name, found, default)
-        return _watched(found, reader, observe) if reader else _opaque(found, name, observe)
-
-    return get_interface
+def _interface() -> Any:
+    return getattr(sys.modules.get("transformers.modeling_utils"), "AttentionInterface", None)
 
 
 def _reader(name: str, found: Any, default: Any) -> Any:
@@ -133,7 +112,7 @@ def _read_eager(
     )
     drops = module.training and kwargs.get("dropout", 0.0) > 0
     shown = result[1] if isinstance(result, tuple) and len(result) > 1 else None
-    if isinstance(shown, Tensor) and not drops and eager_differs(call, shown):
+    if isinstance(shown, Tensor) and not drops and _eager_differs(call, shown):
         raise ModelError(
             "its weights are not the softmax of scaled dot products, bias and mask that its "
             "arguments tell of"
@@ -148,13 +127,14 @@ def _read_sdpa(
     if kwargs.get("cache") is not None:
         raise ModelError("a paged cache")
     mask = _mask(args, kwargs)
-    causal = kwargs.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    limited = is_causal and mask is None and query.shape[2] > 1
     return Call(
         query,
         key,
         terms=_terms(args, kwargs),
-        causal=bool(causal) and mask is None and query.shape[2] > 1,
+        mask=causal("upper_left") if limited else None,
         scale=_number(kwargs.get("scaling")),
     )
 
@@ -181,7 +161,7 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def eager_differs(call: Call, shown: Tensor) -> bool:
+def _eager_differs(call: Call, shown: Tensor) -> bool:
     """Whether the weights that a model shows are not the operator's: three rows are compared.
 
     Not every model's function does what its arguments say. Where there is a sink, the weights may

@@ -30,7 +30,8 @@ _ENGLISH = """
     neither never no nor not now of off on once one only or other our out over own per rather same
     shall she should shouldn since so some such than that the their theirs them then there these
     they this those though through to too under until up upon us very was wasn we were weren what
-    when where whether which while who whom whose why will with without won would wouldn yet you your
+    when where whether which while who whom whose why will with without won would wouldn yet you
+    your
 """
 FUNCTION_WORDS = frozenset(_ENGLISH.split())
 

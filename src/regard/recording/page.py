@@ -1,4 +1,4 @@
-"""A recording as the viewer's record: what the page shows of every call, memory linear in length."""
+"""A recording as the viewer's record: what the page shows, in memory linear in length."""
 
 from __future__ import annotations
 

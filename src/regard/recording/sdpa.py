@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regard.masks import causal
 from regard.recording.call import Call
 
 __all__ = ["FUNCTIONS", "read"]
@@ -32,6 +33,6 @@ def read(
         query,
         key,
         terms=() if attn_mask is None else (attn_mask,),
-        causal=bool(is_causal),
+        mask=causal("upper_left") if is_causal else None,
         scale=None if scale is None else float(scale),
     )

@@ -4,6 +4,7 @@
                                   themselves would switch off PyTorch's fast paths)
     scaled_dot_product_attention, multi_head_attention_forward → a TorchFunctionMode
     the functions that transformers' models look up → interfaces.py
+    Regard's own attention → own.py
 
 A TorchFunctionMode alone would switch off the fast paths of torch.nn's transformer modules as well,
 and so change a model's bits: it steps aside while one of those runs, and their hooks tell the call.
@@ -20,9 +21,8 @@ from torch import nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from regard.recording import multihead, sdpa
+from regard.recording import interfaces, multihead, own, sdpa
 from regard.recording.call import Call
-from regard.recording.interfaces import Wrapped
 
 __all__ = ["Session", "Watcher"]
 
@@ -80,14 +80,15 @@ class Session:
             hooks.register_module_forward_pre_hook(self._before),
             hooks.register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
         )
-        self._wraps = Wrapped.start(Session._observer)
+        for patch in _PATCHES:
+            patch.start()
         self._mode.begin()
 
     def _stop(self) -> None:
         if not any(frame.paused for frame in self._stack):
             self._mode.end()
-        if self._wraps:
-            Wrapped.stop()
+        for patch in _PATCHES:
+            patch.stop()
         for handle in self._handles:
             handle.remove()
         self._stack.clear()
@@ -135,18 +136,22 @@ class Session:
         module: Any,
         run: Callable[[], Any],
         opaque: bool = False,
+        inside: bool = False,
     ) -> Any:
         """Run an attention function of a model, and tell of the call.
 
         What the function calls in turn is the same call, and not told of; of an opaque one that is
-        all there is, and its own call is told of only if there was none.
+        all there is, and its own call is told of only if there was none. `inside`: tell of it only
+        inside of a module.
         """
         told, muted, self._muted = self._told, self._muted, not opaque
         try:
             result = run()
         finally:
             self._muted = muted
-        if not opaque or self._told == told:
+        known = opaque and self._told > told
+        outside = inside and not self._stack
+        if not known and not outside:
             self._tell(lambda: read(result), module if isinstance(module, nn.Module) else None)
         return result
 
@@ -174,6 +179,9 @@ class Session:
                     watcher.saw(read, stack)
         finally:
             self._muted = False
+
+
+_PATCHES = (interfaces.patch(Session._observer), own.patch(Session._observer))
 
 
 class _Frame:

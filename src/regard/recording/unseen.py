@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-__all__ = ["UnseenAttention", "looks_like_attention", "unseen"]
+__all__ = ["UnseenAttention", "compiled", "looks_like_attention", "unseen"]
 
 _NAMED = re.compile(r"atten|attn|multihead", re.IGNORECASE)
 _PART = re.compile(r"(output|dropout|norm|mask|bias|pool\w*|embedding\w*|intermediate)$", re.I)
@@ -60,6 +60,22 @@ def unseen(
         name: module
         for name, module in missed.items()
         if name in project or _tells_by_name(name, module, missed, project)
+    }
+
+
+def compiled(names: dict[nn.Module, str], covered: set[nn.Module]) -> dict[str, nn.Module]:
+    """Modules that torch.compile has compiled, with attention in them: nothing of it shows."""
+    hidden = {
+        names[module]: module
+        for module in names
+        if module not in covered
+        and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None)
+        and any(looks_like_attention(inner) for inner in module.modules())
+    }
+    return {
+        name: module
+        for name, module in hidden.items()
+        if not any(other != name and _within(name, other) for other in hidden)
     }
 
 

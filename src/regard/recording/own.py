@@ -1,0 +1,44 @@
+"""Attention that a model computes with Regard itself, read as a Call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from regard.frontends import torch as front
+from regard.problem import Problem
+from regard.recording.call import Call
+from regard.recording.patch import Patch
+
+__all__ = ["patch"]
+
+
+def patch(observer: Callable[[], Any]) -> Patch:
+    """The front end's attention, shown to the `observer()` of the calling thread, if any."""
+
+    def wrap(original: Any) -> Any:
+        @wraps(original)
+        def attention(problem: Problem, backend: str | None) -> Any:
+            observe = observer()
+            if observe is None:
+                return original(problem, backend)
+            return observe(
+                lambda _: _read(problem), None, lambda: original(problem, backend), inside=True
+            )
+
+        return attention
+
+    return Patch(lambda: front, "attention", wrap)
+
+
+def _read(problem: Problem) -> Call:
+    return Call(
+        problem.query,
+        problem.key,
+        terms=() if problem.bias is None else (problem.bias,),
+        mask=problem.mask,
+        scale=problem.scale,
+        softcap=problem.softcap,
+        sinks=problem.sinks,
+    )

@@ -1,0 +1,149 @@
+"""Bad input is refused with what was given, what was wanted and what to do."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+import regard
+from problems import arrays
+from regard import errors
+
+Q, K, V = arrays(np.random.default_rng(0), (2, 4, 2, 5, 7, 8, 6))
+
+REFUSED = {
+    "rank": (
+        lambda: regard.attention(Q[0, 0], K[0, 0], V[0, 0]),
+        errors.ShapeError,
+        r"query \(5, 8\), key \(7, 8\), value \(7, 6\).*\(B, heads, length, size\).*query\[None\]",
+    ),
+    "ranks": (
+        lambda: regard.attention(Q, K[0], V),
+        errors.ShapeError,
+        "the same number of dimensions",
+    ),
+    "head sizes": (
+        lambda: regard.weights(Q, K[..., :5]),
+        errors.ShapeError,
+        r"query \(2, 4, 5, 8\), key \(2, 2, 7, 5\).*8 is not 5.*project",
+    ),
+    "batch": (lambda: regard.attention(Q, K[:1], V), errors.ShapeError, "same batch.*expand"),
+    "groups": (
+        lambda: regard.attention(Q[:, :3], K, V),
+        errors.ShapeError,
+        "3 is not a multiple of 2",
+    ),
+    "value length": (lambda: regard.attention(Q, K, V[..., :6, :]), errors.ShapeError, "each key"),
+    "value heads": (
+        lambda: regard.attention(Q, K, V[:, [0, 1, 0]]),
+        errors.ShapeError,
+        "2 heads, as the keys, or of 4",
+    ),
+    "bias": (
+        lambda: regard.attention(Q, K, V, bias=np.zeros((5, 6), np.float32)),
+        errors.ShapeError,
+        r"bias of shape \(5, 6\).*\(B, H, Lq, Lk\) = \(2, 4, 5, 7\)",
+    ),
+    "sinks": (
+        lambda: regard.attention(Q, K, V, sinks=np.zeros(2, np.float32)),
+        errors.ShapeError,
+        r"sinks of shape \(2,\).*\(H,\) = \(4,\)",
+    ),
+    "integers": (
+        lambda: regard.attention(Q.astype(int), K.astype(int), V.astype(int)),
+        errors.DtypeError,
+        "query of type int64.*float16 or bfloat16 or float32 or float64.*convert",
+    ),
+    "mixed types": (
+        lambda: regard.attention(Q, K.astype(np.float64), V),
+        errors.DtypeError,
+        "query of type float32, key of type float64.*one element type",
+    ),
+    "boolean bias": (
+        lambda: regard.attention(Q, K, V, bias=np.ones((5, 7), bool)),
+        errors.DtypeError,
+        "bias of type bool.*pass it as mask=",
+    ),
+    "lists": (
+        lambda: regard.attention(Q.tolist(), K, V),
+        errors.ArrayTypeError,
+        "query of type list.*numpy.asarray",
+    ),
+    "frameworks": (
+        lambda: regard.attention(torch.from_numpy(Q), K, V),
+        errors.ArrayTypeError,
+        "different frameworks: query from torch, value from numpy",
+    ),
+    "causal": (
+        lambda: regard.attention(Q, K, V, mask=regard.causal()),
+        errors.MaskError,
+        "5 queries and 7 keys.*upper_left.*lower_right",
+    ),
+    "float mask": (
+        lambda: regard.attention(Q, K, V, mask=np.zeros((5, 7))),
+        errors.MaskError,
+        "a mask of type float64.*bias=",
+    ),
+    "scale": (lambda: regard.attention(Q, K, V, scale=np.inf), errors.OptionError, "scale=inf"),
+    "softcap": (lambda: regard.attention(Q, K, V, softcap=-1), errors.OptionError, "softcap=-1"),
+    "dropout": (lambda: regard.attention(Q, K, V, dropout_p=1), errors.OptionError, "dropout_p=1"),
+    "layout": (
+        lambda: regard.attention(Q, K, V, layout="LBHD"),
+        errors.OptionError,
+        "layout='LBHD'.*BHLD",
+    ),
+    "backend": (
+        lambda: regard.attention(Q, K, V, backend="cuda"),
+        errors.BackendError,
+        "backend='cuda'.*native, reference",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), REFUSED.values(), ids=REFUSED)
+def test_bad_input_says_what_was_given_and_wanted(call, kind, text):
+    with pytest.raises(kind, match=text) as caught:
+        call()
+    assert isinstance(caught.value, (ValueError, TypeError))
+    assert isinstance(caught.value, errors.RegardError)
+
+
+def test_every_error_is_also_a_value_error_or_a_type_error():
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        if kind is not errors.RegardError:
+            assert issubclass(kind, (ValueError, TypeError)), name
+
+
+def test_errors_survive_pickling():
+    error = errors.ShapeError("a", "b", "c")
+    again = pickle.loads(pickle.dumps(error))
+    assert (
+        type(again) is errors.ShapeError and str(again) == str(error) == "a. Wanted: b. To do: c."
+    )
+
+
+def test_a_missing_native_core_is_said_and_never_hidden(monkeypatch):
+    from regard.kernels import native
+
+    monkeypatch.setenv("REGARD_LIBRARY", "/nowhere/libregard_native.so")
+    native._library.cache_clear()
+    try:
+        with pytest.raises(errors.BackendError, match="cannot be loaded"):
+            regard.attention(Q, K, V, backend="native")
+        plan = regard.plan(Q, K, V)
+        assert plan.backend == "reference" and "cannot be loaded" in plan.reason
+    finally:
+        monkeypatch.undo()
+        native._library.cache_clear()
+    assert regard.plan(Q, K, V).backend == "native"
+
+
+def test_the_plan_reads_well():
+    text = str(regard.plan(Q, K, V, mask=regard.window(2, 0, "lower_right")))
+    assert text.startswith("backend  native: the fastest for arrays in main memory")
+    assert "window(left=2, right=0, align='lower_right'): 1 interval(s)" in text
+    assert "42.9% of 280 pairs" in text and "linear in length" in text

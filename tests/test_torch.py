@@ -1,0 +1,248 @@
+"""PyTorch tensors: the same results, gradients, torch.compile, devices, in-place rules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+import regard
+from problems import arrays
+from regard.errors import BackendError, DeviceError, OptionError
+
+MASKS = {
+    "none": None,
+    "causal": regard.causal("lower_right"),
+    "lengths": regard.lengths(keys=torch.tensor([9, 4])),
+    "dense": torch.from_numpy(np.random.default_rng(0).random((2, 1, 6, 9)) < 0.6),
+}
+
+
+def tensors(dtype=torch.float64, grad=True, shape=(2, 4, 2, 6, 9, 8, 5)):
+    made = (torch.from_numpy(a) for a in arrays(np.random.default_rng(0), shape, "float64"))
+    return [a.to(dtype).requires_grad_(grad) for a in made]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("mask", MASKS)
+def test_output_is_numpys(dtype, mask):
+    q, k, v = tensors(dtype, grad=False)
+    y = regard.attention(q, k, v, mask=MASKS[mask])
+    assert y.dtype == dtype
+    wide = (a.double().numpy() for a in (q, k, v))
+    given = MASKS[mask].numpy() if isinstance(MASKS[mask], torch.Tensor) else MASKS[mask]
+    expected = regard.attention(*wide, mask=given, backend="reference")
+    unit = {torch.float16: 1e-3, torch.bfloat16: 1e-2, torch.float32: 1e-6}.get(dtype, 1e-13)
+    np.testing.assert_allclose(y.double().numpy(), expected, rtol=2 * unit, atol=2 * unit)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradcheck(mask):
+    q, k, v = tensors()
+    bias = torch.randn(4, 1, 9, dtype=torch.float64, requires_grad=True)
+    sinks = torch.randn(4, dtype=torch.float64, requires_grad=True)
+
+    def call(q, k, v, bias, sinks):
+        return regard.attention(
+            q, k, v, mask=MASKS[mask], bias=bias, sinks=sinks, softcap=3.0, scale=0.4
+        )
+
+    assert torch.autograd.gradcheck(call, (q, k, v, bias, sinks))
+
+
+def test_gradcheck_of_dropout_layout_and_strided_inputs():
+    q, k, v = tensors()
+
+    def call(q, k, v):
+        views = (a.transpose(1, 2) for a in (q, k[..., ::1, :], v))
+        return regard.attention(*views, layout="BLHD", dropout_p=0.3, dropout_seed=5)
+
+    assert torch.autograd.gradcheck(call, (q, k, v))
+    packed = torch.randn(2, 5, 3, 2, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda p: regard.attention(*p.unbind(2), layout="BLHD", mask=regard.causal()), (packed,)
+    )
+
+
+def test_gradcheck_of_the_operator():
+    q, k, v = tensors()
+    y = torch.randn(2, 4, 6, 3, dtype=torch.float64, requires_grad=True)
+    sinks = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    options = {"mask": regard.causal("lower_right"), "softcap": 2.0}
+
+    def weights(q, k, sinks):
+        return regard.weights(q, k, sinks=sinks, **options)
+
+    check = torch.autograd.gradcheck
+    assert check(lambda q, k, v, s: weights(q, k, s) @ v, (q, k, v, sinks))
+    assert check(lambda q, k, y, s: weights(q, k, s).mT @ y, (q, k, y, sinks))
+    assert check(lambda q, k, s: weights(q, k, s).lse(), (q, k, sinks))
+    shared = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    assert check(lambda q, k, c, s: weights(q, k, s) @ c, (q, k, shared, sinks))
+    assert check(lambda q, k, s: weights(q, k, s)[1, 2:].lse(), (q, k, sinks))
+
+
+def test_only_the_gradients_that_are_wanted_are_computed():
+    q, k, v = tensors()
+    k.requires_grad_(False)
+    regard.attention(q, k, v).sum().backward()
+    assert k.grad is None and q.grad is not None and v.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gradients_have_their_tensors_type_and_are_pytorchs(dtype):
+    q, k, v = tensors(dtype, shape=(2, 4, 4, 60, 60, 32, 32))
+    dy = torch.randn(2, 4, 60, 32)
+    regard.attention(q, k, v, mask=regard.causal()).backward(dy.to(dtype))
+    wide = [a.detach().double().requires_grad_() for a in (q, k, v)]
+    sdpa(*wide, is_causal=True).backward(dy.to(dtype).double())
+    unit = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-5}[dtype]
+    for mine, other in zip((q, k, v), wide, strict=True):
+        assert mine.grad.dtype == dtype
+        torch.testing.assert_close(mine.grad.double(), other.grad, rtol=unit, atol=unit)
+
+
+def test_second_derivatives():
+    q, k, v = tensors(shape=(1, 2, 1, 3, 4, 3, 2))
+    y = torch.randn(1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    options = {"mask": regard.causal("lower_right"), "softcap": 2.0}
+    again = torch.autograd.gradgradcheck
+    assert again(lambda q, k, v: regard.attention(q, k, v, **options), (q, k, v))
+    assert again(lambda q, k: regard.weights(q, k, **options).lse(), (q, k))
+    assert again(lambda q, k, y: regard.weights(q, k, **options).mT @ y, (q, k, y))
+
+
+def compiled(call, backend):
+    torch._dynamo.reset()
+    return torch.compile(call, fullgraph=True, backend=backend)
+
+
+COMPILED = {
+    "plain": lambda q, k, v: regard.attention(q, k, v),
+    "causal": lambda q, k, v: regard.attention(q * 2, k, v, mask=regard.causal("lower_right")) * 3,
+    "lengths": lambda q, k, v: regard.attention(
+        q, k, v, mask=regard.lengths(torch.tensor([9, 4])) & regard.window(4, 4, 2), softcap=2.0
+    ),
+    "array": lambda q, k, v: regard.attention(q, k, v, mask=(q @ k.mT).detach() > -1),
+    "bias": lambda q, k, v: regard.attention(q, k, v, bias=q.sum(-1, keepdim=True)),
+    "layout": lambda q, k, v: regard.attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), layout="BLHD"
+    ),
+}
+
+
+@pytest.mark.parametrize("call", COMPILED.values(), ids=COMPILED)
+def test_compiles_into_one_graph_forward_and_backward(call):
+    q, k, v = tensors(torch.float32, shape=(2, 4, 4, 6, 9, 8, 5))
+    expected = call(q, k, v)
+    grads = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    y = compiled(call, "aot_eager")(q, k, v)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    found = torch.autograd.grad(y.square().sum(), (q, k, v))
+    torch.testing.assert_close(found, grads, rtol=1e-6, atol=1e-6)
+
+
+def test_compiled_dropout_is_repeated_by_the_seed_and_changes_with_every_call():
+    q, k, v = tensors(torch.float32)
+    call = compiled(lambda q, k, v: regard.attention(q, k, v, dropout_p=0.5), "aot_eager")
+    torch.manual_seed(1)
+    one, other = call(q, k, v), call(q, k, v)
+    torch.manual_seed(1)
+    assert torch.equal(one, call(q, k, v)) and not torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_inductor():
+    q, k, v = tensors(torch.float32)
+    call = COMPILED["causal"]
+    y = compiled(call, "inductor")(q, k, v)
+    torch.testing.assert_close(y, call(q, k, v))
+    y.sum().backward()
+
+
+def test_the_operators_pass_pytorchs_own_check():
+    q, k, v = tensors(torch.float32)
+    from regard.frontends.torch import ops
+    from regard.problem import make
+
+    specification, flat = make(q, k, v, mask=regard.causal("lower_right")).flatten()
+    torch.library.opcheck(ops._forward, (list(flat), specification, ""))
+
+
+def test_dropout_draws_its_seed_from_pytorchs_generator():
+    q, k, v = tensors(grad=False)
+    torch.manual_seed(3)
+    one = regard.attention(q, k, v, dropout_p=0.5)
+    other = regard.attention(q, k, v, dropout_p=0.5)
+    torch.manual_seed(3)
+    assert torch.equal(one, regard.attention(q, k, v, dropout_p=0.5))
+    assert not torch.equal(one, other)
+
+
+def test_no_gradient_is_kept_without_need():
+    q, k, v = tensors()
+    with torch.no_grad():
+        assert not regard.attention(q, k, v).requires_grad
+    with torch.inference_mode():
+        w = regard.weights(q, k)
+        assert (w @ v).shape == (2, 4, 6, 5) and w.entropy().shape == (2, 4, 6)
+    assert regard.attention(q, k, v).requires_grad
+    assert not regard.weights(q, k).entropy().requires_grad
+
+
+def test_pytorchs_own_attention_computes_what_ours_does():
+    q, k, v = tensors()
+    sinks, bias = torch.randn(4).double(), torch.randn(4, 6, 9).double()
+    for options in (
+        {},
+        {"mask": regard.causal("lower_right")},
+        {"mask": MASKS["lengths"], "sinks": sinks, "bias": bias, "softcap": 2.0},
+        {"mask": regard.lengths(queries=[6, 2]), "bias": bias},
+    ):
+        y = regard.attention(q, k, v, **options, backend="torch")
+        torch.testing.assert_close(y, regard.attention(q, k, v, **options))
+        own, ours = (regard.weights(q, k, **options, backend=b) for b in ("torch", None))
+        torch.testing.assert_close(own.lse(), ours.lse())
+        torch.testing.assert_close(own.mT @ y, ours.mT @ y)
+
+
+def test_the_plan_names_pytorch_where_it_computes():
+    q, k, v = tensors()
+    assert regard.plan(q, k, v, backend="torch").backend == "torch"
+    assert "scaled_dot_product_attention" in str(regard.plan(q, k, v, backend="torch"))
+    assert regard.plan(q, k, v).backend == "native"
+    meta = [a.to("meta") for a in (q, k, v)]
+    assert "no kernels of ours for meta" in str(regard.plan(*meta))
+    with pytest.raises(BackendError, match="main memory"):
+        regard.plan(*meta, backend="native")
+
+
+def test_devices_must_agree():
+    q, k, v = tensors()
+    with pytest.raises(DeviceError, match=r"query on cpu, key on meta.*Wanted: one device"):
+        regard.attention(q, k.to("meta"), v)
+
+
+def test_dropout_is_refused_where_our_kernels_do_not_run():
+    q, k, v = tensors()
+    with pytest.raises(BackendError, match="main memory"):
+        regard.attention(q, k, v, dropout_p=0.1, backend="torch")
+
+
+def test_the_number_of_threads_is_pytorchs():
+    from regard.kernels import native
+
+    before = torch.get_num_threads()
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            assert native.threads() == n
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_numpy_needs_a_seed():
+    q, k, v = arrays(np.random.default_rng(0))
+    with pytest.raises(OptionError, match="dropout_seed"):
+        regard.attention(q, k, v, dropout_p=0.5)
