@@ -329,5 +329,5 @@ def test_scores_are_the_definitions(isa):
 
 
 def test_an_unknown_instruction_set_is_refused():
-    with pytest.raises(regard.errors.BackendError, match="Wanted: one of .*baseline"):
+    with pytest.raises(regard.errors.BackendError, match=r"Wanted: one of .*baseline"):
         native.select_isa("sse9")

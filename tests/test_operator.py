@@ -70,24 +70,14 @@ def test_dense_rows_columns_and_entries(case):
     assert w.rows([]).shape == (2, 4, 0, 53)
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        0,
-        (1, 2),
-        (slice(1, 2), slice(0, 3)),
-        (..., 17, slice(None)),
-        (..., 4),
-        (..., 5, 6),
-        (0, 1, 2),
-        (0, slice(None), slice(3, 9, 2), slice(-5, None)),
-        (..., slice(None, None, -1)),
-        (slice(None), slice(1, 4, 2)),
-        (slice(None), slice(2, 4)),
-        (slice(None), -1),
-    ],
-    ids=str,
-)
+INDICES = [
+    *(0, (1, 2), (slice(1, 2), slice(0, 3)), (..., 17, slice(None)), (..., 4), (..., 5, 6)),
+    *((0, 1, 2), (0, slice(None), slice(3, 9, 2), slice(-5, None)), (..., slice(None, None, -1))),
+    *((slice(None), slice(1, 4, 2)), (slice(None), slice(2, 4)), (slice(None), -1)),
+]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
 def test_indexing(case, index):
     w, p, _, lse = case
     part, expected = w[index], p[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -308,6 +309,16 @@ def test_multihead_attention_on_its_fast_path():
     assert (seen[0].dense() - wanted).abs().max() <= 1e-6
 
 
+@contextmanager
+def fast_paths(enabled):
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("norm_first", [True, False])
@@ -320,15 +331,10 @@ def test_transformer_encoder_keeps_its_fast_path(fast, norm_first, padded):
     padding = torch.zeros(3, 5, dtype=torch.bool)
     padding[1, 3:] = padded
     given = {"src_key_padding_mask": padding} if padded else {}
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(fast)
-    try:
-        with torch.no_grad():
-            alone = model(x, **given)
-            with watch(model) as seen:
-                watched = model(x, **given)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was)
+    with torch.no_grad(), fast_paths(fast):
+        alone = model(x, **given)
+        with watch(model) as seen:
+            watched = model(x, **given)
     assert torch.equal(alone, watched)
     assert seen.names == ["layers.0.self_attn", "layers.1.self_attn"]
     states = model.layers[0].norm1(x) if norm_first else x
@@ -563,4 +569,60 @@ def test_compiled_parts_are_told_of():
         whole = torch.compile(model["good"], backend="eager")
         with watch(whole) as seen:
             whole(x)
+    assert len(seen) == 0
+
+
+class Turned(nn.MultiheadAttention):
+    """A subclass that attends in its own way."""
+
+    def forward(self, query, key, value, **kwargs):
+        split = (*query.shape[:2], self.num_heads, -1)
+        query, key, value = (a.reshape(split).transpose(1, 2) for a in (-query, key, value))
+        return renamed(query, key, value).transpose(1, 2).flatten(2), None
+
+
+class OwnBlock(nn.TransformerEncoderLayer):
+    """A subclass that does not call its self_attn."""
+
+    def _sa_block(self, x, *args, **kwargs):
+        return renamed(x[:, None], x[:, None], x[:, None])[:, 0]
+
+
+def encoder(layer, attention=None):
+    torch.manual_seed(0)
+    layer = layer(8, 2, 16, 0.0, batch_first=True)
+    layer.self_attn = attention or layer.self_attn
+    return nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_subclass_of_multihead_attention_in_an_encoder(fast):
+    model = encoder(nn.TransformerEncoderLayer, Turned(8, 2, batch_first=True)).eval()
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad(), fast_paths(fast):
+        alone = model(x)
+        with watch(model) as seen:
+            watched = model(x)
+    assert torch.equal(alone, watched)
+    assert seen.names == ["layers.0.self_attn"]
+    split = (*x.shape[:2], 2, 4)
+    query, key = (a.reshape(split).transpose(1, 2) for a in (-x, x))
+    if fast:  # PyTorch's fast path does not ask the subclass
+        attention = model.layers[0].self_attn
+        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+        query, key = (
+            functional.linear(x, weights[n], biases[n]).reshape(split).transpose(1, 2)
+            for n in (0, 1)
+        )
+    assert (seen[0].dense() - reference(query, key)).abs().max() <= 1e-6
+    assert nothing_hooked()
+
+
+def test_a_layer_that_attends_in_its_own_way_is_told_of():
+    model, x = encoder(OwnBlock).eval(), torch.randn(3, 5, 8)
+    with torch.no_grad(), fast_paths(False):
+        alone = model(x)
+        with pytest.warns(UnseenAttention, match="OwnBlock attends in a way"), watch(model) as seen:
+            watched = model(x)
+    assert torch.equal(alone, watched)
     assert len(seen) == 0

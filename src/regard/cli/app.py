@@ -24,6 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_INTERRUPTED = 130
+
 # Typer's errors of use, such as an option that does not exist.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
@@ -39,8 +41,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except RegardError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
+        result = _INTERRUPTED
+    if result == _INTERRUPTED:  # some versions of Typer return it
         print("regard: interrupted", file=sys.stderr)
-        return 130
     return int(result or 0)
 
 

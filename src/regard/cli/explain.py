@@ -219,9 +219,9 @@ def _about_length(passage: Any, limit: int | None) -> list[str]:
     notes = []
     if passage.parts > 1:
         notes.append(
-            f"The text has {passage.length:,} tokens and the model reads {limit:,} at once. This is "
-            f"part {passage.part} of {passage.parts}; each begins with a quarter of the one before. "
-            "Nothing outside of it was read: --part N shows another."
+            f"The text has {passage.length:,} tokens and the model reads {limit:,} at once. This "
+            f"is part {passage.part} of {passage.parts}; each begins with a quarter of the one "
+            "before. Nothing outside of it was read: --part N shows another."
         )
     counted = int((~passage.special).sum())
     if counted < _SHORT:

@@ -9,6 +9,7 @@ Sizes: B batch (all batch dimensions flattened), H query heads, Lq queries, Lk k
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class Extent:
     @property
     def flat_batch(self) -> int:
         """B: the product of all batch dimensions."""
-        return int(np.prod(self.batch, dtype=np.int64))
+        return math.prod(self.batch)
 
 
 @dataclass(frozen=True, eq=False)

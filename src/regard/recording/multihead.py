@@ -13,14 +13,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from regard.errors import ModelError
 from regard.recording.call import Call
 
-__all__ = ["FUNCTION", "read_encoder_layer", "read_function", "read_module"]
+__all__ = [
+    "FUNCTION",
+    "fast",
+    "read_encoder_layer",
+    "read_function",
+    "read_module",
+    "read_slow_layer",
+]
 
 FUNCTION = functional.multi_head_attention_forward
 _OF_FUNCTION = inspect.signature(FUNCTION)
 _OF_MODULE = inspect.signature(nn.MultiheadAttention.forward)
 _OF_LAYER = inspect.signature(nn.TransformerEncoderLayer.forward)
+
+
+def fast(module: nn.Module) -> bool:
+    """Whether a module may take a fast path of torch.nn, which a TorchFunctionMode would prevent.
+
+    It must run what torch.nn defines: a subclass with a forward of its own attends otherwise.
+    """
+    kinds = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+    return getattr(module.forward, "__func__", None) in [kind.forward for kind in kinds]
 
 
 def read_function(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -72,6 +89,11 @@ def read_encoder_layer(
     if layer.norm_first:
         states = layer.norm1(states)
     return _of_module(layer.self_attn, states, states, (padding, given.arguments["src_mask"]))
+
+
+def read_slow_layer(layer: nn.TransformerEncoderLayer, *_: Any) -> Call:
+    """An encoder layer that took no fast path, and yet no call was seen in it. Raises: ModelError."""
+    raise ModelError(f"{type(layer).__name__} attends in a way of its own")
 
 
 def _of_module(

@@ -26,8 +26,6 @@ from regard.recording.call import Call
 
 __all__ = ["Session", "Watcher"]
 
-_FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-
 
 class Watcher(Protocol):
     """One that is told of everything in its thread."""
@@ -48,6 +46,7 @@ class Session:
         self._watchers: list[Watcher] = []
         self._stack: list[_Frame] = []
         self._muted, self._told = False, 0  # _told: calls so far
+        self._seeing = False
         self._mode = _Mode(self)
 
     @classmethod
@@ -82,11 +81,10 @@ class Session:
         )
         for patch in _PATCHES:
             patch.start()
-        self._mode.begin()
+        self._switch(on=True)
 
     def _stop(self) -> None:
-        if not any(frame.paused for frame in self._stack):
-            self._mode.end()
+        self._switch(on=False)
         for patch in _PATCHES:
             patch.stop()
         for handle in self._handles:
@@ -97,11 +95,10 @@ class Session:
     def _before(self, module: nn.Module, args: Any) -> None:
         if Session._current() is not self or torch.compiler.is_compiling():
             return
-        # Where another mode lies on top of ours, the fast paths are off with or without us.
-        paused = isinstance(module, _FAST) and self._mode.on_top
-        if paused:
-            self._mode.end()
-        self._stack.append(_Frame(module, paused))
+        if self._stack:
+            self._stack[-1].calls_modules = True
+        self._stack.append(_Frame(module, self._seeing))
+        self._switch(on=not multihead.fast(module))
         for watcher in self._watchers:
             watcher.ran(module)
 
@@ -112,23 +109,35 @@ class Session:
             return
         while True:  # frames above the module's are those of forwards that a BaseException left
             frame = self._stack.pop()
-            if frame.paused:
-                self._mode.begin()
+            self._switch(on=frame.seeing)
             if frame.module is module:
                 break
         failed = kwargs is None or result is None  # after an exception PyTorch calls with less
-        if isinstance(module, _FAST) and not frame.covered and not failed:
-            self._stack.append(_Frame(module, paused=False))
-            self._tell_of_fast_path(module, args, kwargs)
+        if multihead.fast(module) and not frame.covered and not failed:
+            self._stack.append(_Frame(module, self._seeing))
+            self._tell_of_fast_path(module, args, kwargs, frame.calls_modules)
             frame.covered = self._stack.pop().covered
         if frame.covered and self._stack:
             self._stack[-1].covered = True
 
-    def _tell_of_fast_path(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _switch(self, on: bool) -> None:
+        """Begin or end seeing PyTorch's own functions.
+
+        Where another mode lies on top of ours, the fast paths are off with or without us.
+        """
+        if on and not self._seeing:
+            self._mode.begin()
+            self._seeing = True
+        elif self._seeing and not on and self._mode.on_top:
+            self._mode.end()
+            self._seeing = False
+
+    def _tell_of_fast_path(self, module: nn.Module, args: Any, kwargs: Any, slow: bool) -> None:
         if isinstance(module, nn.MultiheadAttention):
             self._tell(lambda: multihead.read_module(module, args, kwargs))
         elif isinstance(module, nn.TransformerEncoderLayer):
-            self._tell(lambda: multihead.read_encoder_layer(module, args, kwargs), module.self_attn)
+            read = multihead.read_slow_layer if slow else multihead.read_encoder_layer
+            self._tell(lambda: read(module, args, kwargs), module.self_attn)
 
     def _run(
         self,
@@ -187,9 +196,10 @@ _PATCHES = (interfaces.patch(Session._observer), own.patch(Session._observer))
 class _Frame:
     """A module whose forward is running."""
 
-    def __init__(self, module: nn.Module, paused: bool) -> None:
-        self.module, self.paused = module, paused
+    def __init__(self, module: nn.Module, seeing: bool) -> None:
+        self.module, self.seeing = module, seeing  # whether our mode was on around it
         self.covered = False  # whether a call was seen in it
+        self.calls_modules = False
 
 
 class _Mode(TorchFunctionMode):
