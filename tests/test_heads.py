@@ -1,5 +1,6 @@
 """Head scores: on operators built by hand, against the formulas written out, and on MiniLM."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,20 @@ def test_padding_and_other_elements_of_a_batch_count_as_they_should():
         wanted = np.average(means, axis=0, weights=counts)
         assert both.score(name) == pytest.approx(wanted, abs=1e-9)
     assert both.score("special tokens") == pytest.approx(0, abs=1e-12)
+
+
+def test_memory_is_linear_in_length():
+    length, count = 3000, 8
+    q = np.random.default_rng(0).standard_normal((1, count, length, 4)).astype(np.float32)
+    ids = np.arange(length) % 50
+    w = regard.weights(q, q)
+    tracemalloc.start()
+    try:
+        heads.table([w], ids)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < count * length * length * 4 / 2  # half of what the weights would take
 
 
 def test_what_cannot_be_known_is_nan():

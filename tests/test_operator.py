@@ -212,11 +212,14 @@ def test_attend_gives_the_output_bit_for_bit_and_all_read_outs_in_one_sweep(case
 
 def test_read_outs_do_not_depend_on_how_the_rows_are_cut(case, monkeypatch):
     w, _, _, _ = case
-    whole = [w.received(), w.pooled((5, 6)), w.top_k(4).keys, w.distance_bins()]
+
+    def gather():
+        pooled = w.pooled((5, 6), "both")
+        return [w.received("max"), w.received(), *pooled, w.top_k(4).keys, w.distance_bins()]
+
+    whole = gather()
     monkeypatch.setattr(readouts, "_BLOCK_ELEMENTS", 200)
-    for one, other in zip(
-        whole, [w.received(), w.pooled((5, 6)), w.top_k(4).keys, w.distance_bins()], strict=True
-    ):
+    for one, other in zip(whole, gather(), strict=True):
         close(one, other)
 
 

@@ -62,10 +62,14 @@ class Dropout {
 
   // factors[j][row] for keys begin + j.
   void fill(int64_t begin, int64_t keys, T *factors) const {
-    for (int64_t j = 0; j < keys; ++j, factors += width_) {
+    // Copies, lest the compiler fear that factors overlap them.
+    const int width = width_;
+    const uint32_t below = below_;
+    const T kept = kept_;
+    for (int64_t j = 0; j < keys; ++j, factors += width) {
       const uint32_t key = static_cast<uint32_t>(begin + j);
-      for (int r = 0; r < width_; ++r) {
-        factors[r] = fmix32(fmix32(key ^ low_[r]) + high_[r]) < below_ ? T(0) : kept_;
+      for (int r = 0; r < width; ++r) {
+        factors[r] = fmix32(fmix32(key ^ low_[r]) + high_[r]) < below ? T(0) : kept;
       }
     }
   }

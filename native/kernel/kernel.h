@@ -7,6 +7,7 @@
 #include "kernel/convert.h"
 #include "kernel/transpose.h"
 #include "kernel/product.h"
+#include "kernel/dots.h"
 #include "kernel/rows.h"
 #include "kernel/mask.h"
 #include "kernel/dropout.h"

@@ -37,13 +37,14 @@ class Sight {
       low_ = scratch.take<T>(lanes);
       high_ = scratch.take<T>(lanes);
     }
-    if (p.mask.data) bytes_ = scratch.take<uint8_t>(kTile<T> * kBlock<T> + 8 * kBlock<T>);
+    if (p.mask.data) bytes_ = scratch.take<uint8_t>(kTile<T> * kBlock<T>);
   }
 
   // The rows to look with. Afterwards they see nothing outside [first(), last()).
   void set(const Rows<T> &rows) {
     const regard_problem &p = *problem_;
     rows_ = &rows;
+    stride_ = round_up(rows.width, 16);
     first_ = 0;
     last_ = p.keys;
     if (!p.intervals.data) return;
@@ -87,10 +88,10 @@ class Sight {
 
   // After kSome: which lanes from `lane` on see the j-th key of the narrowed range.
   REGARD_INLINE Mask<T> visible(int64_t j, int lane) const {
-    if (!active_) return nonzero<T>(bytes_ + j * rows_->width + lane);
+    if (!active_) return nonzero<T>(bytes_ + j * stride_ + lane);
     Mask<T> seen = inside(0, j, lane);
     for (int64_t c = 1; c < active_; ++c) seen = seen | inside(c, j, lane);
-    if (masked_) seen = seen & nonzero<T>(bytes_ + j * rows_->width + lane);
+    if (masked_) seen = seen & nonzero<T>(bytes_ + j * stride_ + lane);
     return seen;
   }
 
@@ -147,51 +148,54 @@ class Sight {
   // The mask's bytes of the range, transposed to [key][row].
   View look_at_bytes(int64_t begin, int64_t end) {
     const regard_grid &m = problem_->mask;
-    const int width = rows_->width;
     const int64_t keys = end - begin;
-    uint64_t some = 0, zero = 0;
-    for (int r = 0; r < width; r += 8) {
-      const uint8_t *row[8];
-      const int count = std::min(8, width - r);
-      for (int i = 0; i < 8; ++i) {
-        const int lane = r + std::min(i, count - 1);
+    Bytes some = {}, zero = {};
+    for (int r = 0; r < rows_->width; r += 16) {
+      const uint8_t *row[16];
+      for (int i = 0; i < 16; ++i) {
+        const int lane = std::min(r + i, rows_->width - 1);
         row[i] = static_cast<const uint8_t *>(m.data) + rows_->batch * m.batch_stride +
                  rows_->head[lane] * m.head_stride + rows_->query[lane] * m.query_stride +
                  begin * m.key_stride;
       }
-      for (int64_t j = 0; j < keys; j += 8) {
-        const int columns = static_cast<int>(std::min<int64_t>(8, keys - j));
-        uint64_t words[8];
-        for (int i = 0; i < 8; ++i) words[i] = eight_bytes(row[i] + j * m.key_stride, columns);
-        const uint64_t there = columns == 8 ? ~uint64_t{0} : (uint64_t{1} << 8 * columns) - 1;
-        for (int i = 0; i < 8; ++i) {
-          some |= words[i];
-          // The top bit of each byte that is zero (and perhaps of some above such a byte).
-          zero |= (words[i] - 0x0101010101010101) & ~words[i] & 0x8080808080808080 & there;
+      for (int64_t j = 0; j < keys; j += 16) {
+        const int columns = static_cast<int>(std::min<int64_t>(16, keys - j));
+        Bytes square[16];
+        for (int i = 0; i < 16; ++i) {
+          square[i] = bytes_of(row[i] + j * m.key_stride, columns);
+          some |= square[i];
+          zero |= (Bytes)(square[i] == Bytes{});
         }
-        transpose_bytes(words);
-        for (int k = 0; k < columns; ++k) memcpy(bytes_ + (j + k) * width + r, words + k, count);
+        transpose_bytes(square);
+        for (int k = 0; k < columns; ++k) memcpy(bytes_ + (j + k) * stride_ + r, square + k, 16);
       }
     }
-    return some == 0 ? View::kNone : zero == 0 ? View::kAll : View::kSome;
+    return !any_byte(some) ? View::kNone : any_byte(zero) ? View::kSome : View::kAll;
   }
 
-  REGARD_INLINE uint64_t eight_bytes(const uint8_t *p, int count) const {
-    uint64_t word = 0;
-    if (problem_->mask.key_stride == 0) {
-      word = *p * uint64_t{0x0101010101010101};
-      return count == 8 ? word : word & ((uint64_t{1} << 8 * count) - 1);
+  // `columns` bytes, then the first of them again.
+  REGARD_INLINE Bytes bytes_of(const uint8_t *p, int columns) const {
+    Bytes bytes;
+    if (columns == 16 && problem_->mask.key_stride) {
+      memcpy(&bytes, p, 16);
+    } else {
+      bytes = Bytes{} + *p;
+      for (int i = 1; problem_->mask.key_stride && i < columns; ++i) bytes[i] = p[i];
     }
-    memcpy(&word, p, count);
-    return word;
+    return bytes;
+  }
+  REGARD_INLINE static bool any_byte(Bytes bytes) {
+    uint64_t words[2];
+    memcpy(words, &bytes, sizeof words);
+    return (words[0] | words[1]) != 0;
   }
 
   const regard_problem *problem_ = nullptr;
   const Rows<T> *rows_ = nullptr;
   int32_t *starts_ = nullptr, *stops_ = nullptr;
   T *low_ = nullptr, *high_ = nullptr;  // of the intervals that reach into the tile
-  uint8_t *bytes_ = nullptr;
-  int64_t first_ = 0, last_ = 0, active_ = 0;
+  uint8_t *bytes_ = nullptr;            // [key][stride_]
+  int64_t first_ = 0, last_ = 0, active_ = 0, stride_ = 0;
   bool masked_ = false;
 };
 

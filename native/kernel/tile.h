@@ -33,6 +33,7 @@ class Block {
     problem_ = &p;
     queries_ = scratch.take<T>(kBlock<T> * padded<T>(p.head_size));
     staging_ = scratch.take<T>(std::max<int64_t>(kBlock<T> * padded<T>(p.head_size), kTileSize<T>));
+    few_ = scratch.take<T>(kFew * padded<T>(p.head_size));
     if (p.bias.data) bias_ = scratch.take<T>(kTileSize<T>);
     sight.allocate(p, scratch);
   }
@@ -41,6 +42,7 @@ class Block {
   void set() {
     const regard_problem &p = *problem_;
     pack_rows(rows, p.query, p.dtype, p.head_size, query_factor<T>(p), staging_, queries_);
+    if (rows.count <= kFew) std::copy_n(staging_, rows.count * padded<T>(p.head_size), few_);
     sight.set(rows);
   }
 
@@ -49,8 +51,15 @@ class Block {
   void scores(Operand<T> keys, int64_t begin, int64_t end, T *to, T *slope = nullptr) {
     const regard_problem &p = *problem_;
     const int64_t count = end - begin;
-    product<T, Left::kRows>(keys.data, keys.stride, queries_, rows.width, to, rows.width, count,
-                            rows.width / kLanes<T>, p.head_size, false);
+    if (rows.count <= kFew) {
+      std::fill_n(to, count * rows.width, T(0));
+      for (int r = 0; r < rows.count; ++r) {
+        dots(keys, few_ + r * padded<T>(p.head_size), p.head_size, count, to + r, rows.width);
+      }
+    } else {
+      product<T, Left::kRows>(keys.data, keys.stride, queries_, rows.width, to, rows.width, count,
+                              rows.width / kLanes<T>, p.head_size, false);
+    }
     if (plain(p)) return;
     if (p.bias.data) pack_bias(begin, count);
     finish(count, to, slope);
@@ -111,6 +120,7 @@ class Block {
 
   const regard_problem *problem_ = nullptr;
   T *queries_ = nullptr;  // [head_size][width]
+  T *few_ = nullptr;      // [row][head_size], padded: if there are few rows
   T *staging_ = nullptr, *bias_ = nullptr;
 };
 

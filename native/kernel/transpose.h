@@ -39,19 +39,37 @@ REGARD_NOINLINE void transpose(const T *from, int64_t from_stride, T *to, int64_
   }
 }
 
-// The same for a square of 8 x 8 bytes, row i in words[i].
-REGARD_INLINE void transpose_bytes(uint64_t words[8]) {
-  constexpr uint64_t low[] = {0x00000000ffffffff, 0x0000ffff0000ffff, 0x00ff00ff00ff00ff};
-#pragma GCC unroll 3
-  for (int step = 0; step < 3; ++step) {
-    const int distance = 4 >> step, shift = 32 >> step;
+// The same for a square of 16 x 16 bytes, in the compiler's own vectors.
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+
+REGARD_INLINE Bytes zip_bytes_low(Bytes a, Bytes b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#else
+  return __builtin_shuffle(a, b, Bytes{0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23});
+#endif
+}
+REGARD_INLINE Bytes zip_bytes_high(Bytes a, Bytes b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                 31);
+#else
+  return __builtin_shuffle(a, b,
+                           Bytes{8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31});
+#endif
+}
+
+REGARD_INLINE void transpose_bytes(Bytes rows[16]) {
+#pragma GCC unroll 4
+  for (int round = 0; round < 4; ++round) {
+    Bytes zipped[16];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      if (i & distance) continue;
-      const uint64_t a = words[i], b = words[i + distance];
-      words[i] = (a & low[step]) | (b & low[step]) << shift;
-      words[i + distance] = ((a >> shift) & low[step]) | (b & ~low[step]);
+      zipped[2 * i] = zip_bytes_low(rows[i], rows[i + 8]);
+      zipped[2 * i + 1] = zip_bytes_high(rows[i], rows[i + 8]);
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = zipped[i];
   }
 }
 

@@ -157,7 +157,7 @@ def _read(
             table=heads,
             title=name[:1].upper() + name[1:],
             model=reader.name,
-            notes=[*notes, CAVEAT],
+            notes=notes,
         )
         _write(page, request.html)
     return Report(

@@ -84,7 +84,7 @@ def _heads(console: Console, heads: Any) -> None:
     """The heads with a pattern of their own; of the others, how many there are."""
     telling = heads.telling(_TELLING)
     if telling:
-        console.print(Text("Heads with a pattern of their own", style="bold underline"))
+        console.print(Text("Heads with a pattern of their own", style="bold"))
         console.print()
         width = 10 if console.width < 100 else 30
         table = plain_table(">Layer", ">Head", "Kind", ">Share", "of attention", "")
@@ -126,14 +126,14 @@ def _words(console: Console, found: Report, most: int) -> None:
     if not shown:
         console.print("There is no content word in this text.")
         return
-    console.print(Text("What each word attends to most", style="bold underline"))
-    console.print(Text(f"({found.basis})", style="dim"))
+    console.print(Text("What each word attends to most", style="bold"))
+    console.print(Text(f"in {found.basis}", style="dim"))
     console.print()
     table = plain_table("Word", "Attends to", ">Itself", ">Special")
     for link in shown:
         times = f" ×{link.count}" if link.count > 1 else ""
         targets = Text(", ").join(
-            Text.assemble((word, ""), (f" {_percent(share)}", "cyan")) for word, share in link.to
+            Text.assemble(_quoted(word), (f" {_percent(share)}", "cyan")) for word, share in link.to
         )
         word = Text.assemble((link.word, "bold"), (times, "dim"))
         table.add_row(word, targets, _percent(link.itself), _percent(link.special))
@@ -142,6 +142,11 @@ def _words(console: Console, found: Report, most: int) -> None:
         rest = len(found.links) - len(shown)
         console.print()
         console.print(f"  … and {rest} more words, less frequent or later: --words 0 shows all.")
+
+
+def _quoted(word: str) -> str:
+    """The word; punctuation in quotes, or a list of commas would be hard to read."""
+    return word if any(map(str.isalnum, word)) else f"“{word}”"
 
 
 def _percent(share: float) -> str:

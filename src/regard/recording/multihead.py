@@ -92,7 +92,7 @@ def read_encoder_layer(
 
 
 def read_slow_layer(layer: nn.TransformerEncoderLayer, *_: Any) -> Call:
-    """An encoder layer that took no fast path, and yet no call was seen in it. Raises: ModelError."""
+    """An encoder layer that took no fast path, with no call seen in it. Raises: ModelError."""
     raise ModelError(f"{type(layer).__name__} attends in a way of its own")
 
 

