@@ -2,6 +2,7 @@
 # make test   everything that is needed, then the tests
 # make check  formatting, lint, types, import rules
 # make bench  this machine against PyTorch
+# make docs   the documentation of every public name, in build/docs
 # make wheel  a wheel in dist/
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 FOLDERS := $(shell find src/regard -type d -not -name '__pycache__' -not -name '_native')
 NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-slow check format bench wheel clean
+.PHONY: demo test test-slow check format bench docs wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/regard explain examples/tides.txt --html attention.html
@@ -37,6 +38,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_forward.py
+
+docs: $(INSTALLED)
+	$(BIN)/pdoc -o build/docs regard '!regard.cli'
 
 wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --no-deps -w dist .

@@ -14,13 +14,15 @@ inline bool plain(const regard_problem &p) { return p.softcap == 0 && !p.bias.da
 // Queries are multiplied by the sign of the scale, the products by its size.
 template <class T>
 inline T query_factor(const regard_problem &p) {
-  return p.scale > 0 ? T(1) : p.scale < 0 ? T(-1) : T(0);
+  const T scale = static_cast<T>(p.scale);
+  return scale > 0 ? T(1) : scale < 0 ? T(-1) : T(0);
 }
 // What makes powers of 2 of scores as `Block::scores` leaves them. Not 0 (-inf must stay -inf):
 // when the scale is 0, so are the queries.
 template <class T>
 inline T score_unit(const regard_problem &p) {
-  return static_cast<T>(plain(p) && p.scale != 0 ? fabs(p.scale) * kLog2e : kLog2e);
+  const bool scaled = plain(p) && static_cast<T>(p.scale) != 0;
+  return static_cast<T>(scaled ? fabs(p.scale) * kLog2e : kLog2e);
 }
 
 template <class T>

@@ -1,8 +1,8 @@
 // The contract between Python and the native core: plain structs, no Python, no framework.
 //
 // Letters, the same everywhere: B batch, H query heads, K key heads (H divisible by K: head h reads
-// key head h / (H / K)), Lq queries, Lk keys, D head size of queries and keys, E head size of values.
-// "Accumulation type": float for float16, bfloat16 and float32; double for float64.
+// key head h / (H / K)), Lq queries, Lk keys, D head size of queries and keys, E head size of
+// values. "Accumulation type": float for float16, bfloat16 and float32; double for float64.
 #ifndef REGARD_ATTENTION_H
 #define REGARD_ATTENTION_H
 
@@ -21,7 +21,12 @@ extern "C" {
 // Changes whenever a struct below changes; Python refuses a library of another version.
 #define REGARD_ABI_VERSION 1
 
-enum regard_dtype { REGARD_FLOAT32 = 0, REGARD_FLOAT64 = 1, REGARD_FLOAT16 = 2, REGARD_BFLOAT16 = 3 };
+enum regard_dtype {
+  REGARD_FLOAT32 = 0,
+  REGARD_FLOAT64 = 1,
+  REGARD_FLOAT16 = 2,
+  REGARD_BFLOAT16 = 3
+};
 
 enum regard_status {
   REGARD_OK = 0,
@@ -30,7 +35,8 @@ enum regard_status {
   REGARD_UNKNOWN_ISA = 3,
 };
 
-// An array (B, heads, L, size) whose last dimension has stride 1. Strides count elements; 0 broadcasts.
+// An array (B, heads, L, size) whose last dimension has stride 1. Strides count elements; 0
+// broadcasts.
 typedef struct {
   void *data;
   int64_t batch_stride, head_stride, row_stride;
@@ -43,8 +49,9 @@ typedef struct {
 } regard_grid;
 
 // Query i sees key j only if start <= j < stop for one of its `count` pairs (start, stop) of int32.
-// Pairs of a query are disjoint, ascending and lie within [0, Lk]; empty pairs have start == stop and
-// may stand anywhere. Strides count int32's; 0 broadcasts. data NULL: every query sees every key.
+// Pairs of a query are disjoint, ascending and lie within [0, Lk]; empty pairs have start == stop
+// and may stand anywhere. Strides count int32's; 0 broadcasts. data NULL: every query sees every
+// key.
 typedef struct {
   const int32_t *data;
   int64_t count;
@@ -62,23 +69,24 @@ typedef struct {
   uint64_t dropout_seed;  // see native/kernel/dropout.h for the generator
   regard_array query, key, value;
   regard_intervals intervals;
-  regard_grid mask;   // uint8: nonzero = may attend; holds in addition to the intervals
-  regard_grid bias;   // of type bias_dtype
-  const void *sinks;  // (H) of the accumulation type, contiguous; NULL: none
-  int32_t dtype;      // of query, key, value, output and their gradients
-  int32_t bias_dtype; // dtype, or REGARD_FLOAT32
-  int32_t threads;    // 0: as many as OpenMP would use
+  regard_grid mask;    // uint8: nonzero = may attend; holds in addition to the intervals
+  regard_grid bias;    // of type bias_dtype
+  const void *sinks;   // (H) of the accumulation type, contiguous; NULL: none
+  int32_t dtype;       // of query, key, value, output and their gradients
+  int32_t bias_dtype;  // dtype, or REGARD_FLOAT32
+  int32_t threads;     // 0: as many as OpenMP would use
   int32_t reserved;
 } regard_problem;
 
 // output (B, H, Lq, E) and lse (B, H, Lq), contiguous, of the accumulation type, natural logarithm,
-// sink included; -inf where a query sees nothing (its output is 0). Either may be absent (data NULL).
-// With output absent, `value` is not read.
-REGARD_EXPORT int regard_forward(const regard_problem *problem, const regard_array *output, void *lse);
+// sink included; -inf where a query sees nothing (its output is 0). Either may be absent (data
+// NULL). With output absent, `value` is not read.
+REGARD_EXPORT int regard_forward(const regard_problem *problem, const regard_array *output,
+                                 void *lse);
 
 // Gradients of sum(output * d_output) + sum(lse * d_lse). Each of those below with data NULL is
-// neither wanted nor computed. delta is sum_e(d_output * output) - d_lse, (B, H, Lq), contiguous, of
-// the accumulation type; lse as the forward returned it.
+// neither wanted nor computed. delta is sum_e(d_output * output) - d_lse, (B, H, Lq), contiguous,
+// of the accumulation type; lse as the forward returned it.
 typedef struct {
   regard_array d_output;  // (B, H, Lq, E)
   const void *lse, *delta;
