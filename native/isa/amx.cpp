@@ -1,0 +1,53 @@
+// AVX-512 with AMX: the matrix unit multiplies tiles of bfloat16. All that is not a bfloat16
+// forward is left to AVX-512.
+#include "isa/prelude.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#endif
+
+#define REGARD_NAMESPACE amx
+
+#include "isa/avx512.h"
+#include "kernel/kernel.h"
+#include "kernel/amx/tiles.h"
+#include "kernel/amx/pack.h"
+#include "kernel/amx/weights.h"
+#include "kernel/amx/forward.h"
+
+namespace regard {
+namespace amx {
+
+int forward_or_avx512(const regard_problem &p, const regard_array &output, void *lse) {
+  if (!pays(p)) return avx512_kernels.forward(p, output, lse);
+  return Pipeline(p, output, static_cast<float *>(lse)).run();
+}
+int backward_by_avx512(const regard_problem &p, const regard_gradients &gradients) {
+  return avx512_kernels.backward(p, gradients);
+}
+int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
+  return avx512_kernels.scores(p, request);
+}
+
+}  // namespace amx
+}  // namespace regard
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace regard {
+const Kernels amx_kernels = {"amx", amx::forward_or_avx512, amx::backward_by_avx512,
+                             amx::scores_by_avx512};
+}
+#endif

@@ -1,0 +1,131 @@
+// The matrix unit: eight tiles of 16 rows of 64 bytes, and products of them.
+//
+// TDPBF16PS takes subnormal inputs for zero, flushes subnormal sums to zero and rounds to nearest
+// even, whatever the control register says. So bfloat16 subnormals (below 1.2e-38) in queries, keys
+// and values count as zero here.
+#ifndef REGARD_KERNEL_AMX_TILES_H
+#define REGARD_KERNEL_AMX_TILES_H
+
+namespace regard {
+namespace REGARD_NAMESPACE {
+
+constexpr int kTileRows = 16, kTileBytes = 64;
+
+// All tiles whole, for as long as it lives. Other threads have settings of their own.
+class MatrixUnit {
+ public:
+  MatrixUnit() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int i = 0; i < 8; ++i) {
+      config.bytes[i] = kTileBytes;
+      config.rows[i] = kTileRows;
+    }
+    __asm__ volatile("ldtilecfg %0" : : "m"(config) : "memory");
+  }
+  ~MatrixUnit() { __asm__ volatile("tilerelease" : : : "memory"); }
+  MatrixUnit(const MatrixUnit &) = delete;
+  MatrixUnit &operator=(const MatrixUnit &) = delete;
+};
+
+// The compiler's own intrinsics do not say that they touch memory: stores that a tile is about to
+// load could move behind them.
+template <int kReg>
+REGARD_INLINE void tile_load(const void *from, int64_t stride) {
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2"
+                   :
+                   : "r"(from), "r"(stride), "n"(kReg)
+                   : "memory");
+}
+template <int kReg>
+REGARD_INLINE void tile_store(void *to, int64_t stride) {
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)"
+                   :
+                   : "r"(to), "r"(stride), "n"(kReg)
+                   : "memory");
+}
+template <int kReg>
+REGARD_INLINE void tile_zero() {
+  __asm__ volatile("tilezero %%tmm%c0" : : "n"(kReg));
+}
+template <int kC, int kA, int kB>
+REGARD_INLINE void tile_multiply() {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "n"(kC), "n"(kA), "n"(kB));
+}
+
+// c (+)= a b of tiles_m x tiles_n tiles, in blocks of 2 x 2. Rows of b hold pairs of rows of the
+// matrix that it stands for. All distances are in bytes.
+struct TileProduct {
+  const char *a;
+  int64_t a_row, a_tile, a_depth;  // from row to row, tile to tile, and along the depth
+  const char *b;
+  char *c;
+  int64_t width;  // of rows of b and of c
+  int tiles_m = 0, tiles_n = 0;
+  int64_t depth = 0;
+  bool add = false;
+
+  int blocks() const { return (tiles_m + 1) / 2 * ((tiles_n + 1) / 2); }
+
+  REGARD_INLINE void block(int index) const {
+    const int across = (tiles_n + 1) / 2, m = index / across * 2, n = index % across * 2;
+    const char *left = a + m * a_tile, *right = b + n * kTileBytes;
+    char *sum = c + m * kTileRows * width + n * kTileBytes;
+    if (m + 1 < tiles_m) {
+      if (n + 1 < tiles_n) {
+        multiply<2, 2>(left, right, sum);
+      } else {
+        multiply<2, 1>(left, right, sum);
+      }
+    } else if (n + 1 < tiles_n) {
+      multiply<1, 2>(left, right, sum);
+    } else {
+      multiply<1, 1>(left, right, sum);
+    }
+  }
+
+ private:
+  // Tiles 0 to 3 hold c, 4 and 5 a, 6 and 7 b.
+  template <int kM, int kN>
+  REGARD_INLINE void multiply(const char *left, const char *right, char *sum) const {
+    const int64_t down = kTileRows * width;
+    if (add) {
+      tile_load<0>(sum, width);
+      if constexpr (kN > 1) tile_load<1>(sum + kTileBytes, width);
+      if constexpr (kM > 1) tile_load<2>(sum + down, width);
+      if constexpr (kM > 1 && kN > 1) tile_load<3>(sum + down + kTileBytes, width);
+    } else {
+      tile_zero<0>();
+      if constexpr (kN > 1) tile_zero<1>();
+      if constexpr (kM > 1) tile_zero<2>();
+      if constexpr (kM > 1 && kN > 1) tile_zero<3>();
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+      tile_load<4>(left, a_row);
+      tile_load<6>(right, width);
+      tile_multiply<0, 4, 6>();
+      if constexpr (kN > 1) {
+        tile_load<7>(right + kTileBytes, width);
+        tile_multiply<1, 4, 7>();
+      }
+      if constexpr (kM > 1) {
+        tile_load<5>(left + a_tile, a_row);
+        tile_multiply<2, 5, 6>();
+        if constexpr (kN > 1) tile_multiply<3, 5, 7>();
+      }
+      left += a_depth;
+      right += down;
+    }
+    tile_store<0>(sum, width);
+    if constexpr (kN > 1) tile_store<1>(sum + kTileBytes, width);
+    if constexpr (kM > 1) tile_store<2>(sum + down, width);
+    if constexpr (kM > 1 && kN > 1) tile_store<3>(sum + down + kTileBytes, width);
+  }
+};
+
+}  // namespace REGARD_NAMESPACE
+}  // namespace regard
+#endif
