@@ -12,38 +12,58 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace regard {
 namespace {
 
 #if defined(__x86_64__)
 struct Features {
-  bool avx2, avx512;
+  bool avx2, avx512, amx;
 };
+
+// The registers of AMX are large: Linux saves them only for a process that has asked.
+bool permitted_amx() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 // From the processor's feature bits, and what the operating system saves of its registers.
 Features detect() {
   unsigned a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d)) return {false, false};
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return {};
   const bool fma = c & bit_FMA, f16c = c & bit_F16C, osxsave = c & bit_OSXSAVE;
-  if (!osxsave || !fma || !f16c) return {false, false};
+  if (!osxsave || !fma || !f16c) return {};
   unsigned saved, high;
   __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
   const bool ymm = (saved & 0x06) == 0x06, zmm = (saved & 0xe6) == 0xe6;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {false, false};
+  const bool tiles = (saved & 0x60000) == 0x60000;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {};
   const unsigned wide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
   const bool avx2 = ymm && (b & bit_AVX2);
-  return {avx2, avx2 && zmm && (b & wide) == wide};
+  const bool avx512 = avx2 && zmm && (b & wide) == wide;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
+  const bool amx = avx512 && tiles && (d & kAmxBf16) && (d & kAmxTile);
+  const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvx512Bf16);
+  return {avx2, avx512, amx && bf16 && permitted_amx()};
 }
 #endif
 
 // Those that this machine can run, best first; null ends the list.
 const Kernels *const *available() {
-  static const Kernels *list[4] = {};
+  static const Kernels *list[5] = {};
   static const bool filled = [] {
     int n = 0;
 #if defined(__x86_64__)
     const Features features = detect();
+    if (features.amx) list[n++] = &amx_kernels;
     if (features.avx512) list[n++] = &avx512_kernels;
     if (features.avx2) list[n++] = &avx2_kernels;
 #endif

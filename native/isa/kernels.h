@@ -24,6 +24,7 @@ extern const Kernels baseline_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels amx_kernels;
 #endif
 
 }  // namespace regard

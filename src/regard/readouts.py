@@ -189,7 +189,8 @@ class EffectiveKeys(_PerQuery):
 
     def of(self, block: Block) -> Array:
         squares = np.einsum("ij,ij->i", block.weights, block.weights)
-        return np.divide(1, squares, out=np.zeros_like(squares), where=squares != 0)
+        effective: Array = np.divide(1, squares, out=np.zeros_like(squares), where=squares != 0)
+        return effective
 
 
 class Distance(_PerQuery):
@@ -309,7 +310,8 @@ class Threshold(ReadOut):
 
     def result(self) -> Edges:
         if not self.found:
-            return Edges(*[np.zeros(0, np.int64)] * 4, np.zeros(0, self.dtype))
+            nothing = np.zeros(0, np.int64)
+            return Edges(nothing, nothing, nothing, nothing, np.zeros(0, self.dtype))
         return Edges(*map(np.concatenate, zip(*self.found, strict=True)))
 
 
