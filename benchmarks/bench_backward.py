@@ -8,7 +8,7 @@ Writes benchmarks/results/backward.json.
 from __future__ import annotations
 
 import torch
-from harness import alternate, ratio_line, save
+from harness import alternate, record, save
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -52,8 +52,7 @@ def main() -> None:
             times = alternate(peers, seconds=3)
             kind = str(dtype).removeprefix("torch.")
             label = f"{kind} {shape}{' causal' if causal else ''} forward + backward"
-            print(ratio_line(label, times), flush=True)
-            rows.append({"case": label, "dtype": kind, **times})
+            rows.append(record(label, kind, times))
     print(save("backward", rows))
 
 

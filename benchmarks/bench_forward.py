@@ -8,7 +8,7 @@ Writes benchmarks/results/forward.json.
 from __future__ import annotations
 
 import torch
-from harness import alternate, ratio_line, save
+from harness import alternate, record, save
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import regard
@@ -43,8 +43,7 @@ def main() -> None:
             times = alternate({"regard": ours, "torch": pytorch})
             name = str(dtype).removeprefix("torch.")
             label = f"{name} {(b, h, lq, lk, d)}{' causal' if causal else ''}"
-            print(ratio_line(label, times), flush=True)
-            rows.append({"case": label, "dtype": name, **times})
+            rows.append(record(label, name, times))
     print(save("forward", rows))
 
 

@@ -8,7 +8,7 @@ Writes benchmarks/results/masks.json.
 from __future__ import annotations
 
 import torch
-from harness import alternate, ratio_line, save
+from harness import alternate, record, save
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import regard
@@ -42,8 +42,7 @@ def main() -> None:
 
             times = alternate({"regard": ours, "torch": pytorch}, seconds=3)
             kind = str(dtype).removeprefix("torch.")
-            print(ratio_line(f"{kind} {(b, h, length, d)} {name}", times), flush=True)
-            rows.append({"case": f"{kind} {name}", "dtype": kind, **times})
+            rows.append(record(f"{kind} {(b, h, length, d)} {name}", kind, times))
     print(save("masks", rows))
 
 

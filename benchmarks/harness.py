@@ -1,13 +1,11 @@
-"""What the benchmarks share: timing peers by turns, and saying what machine it was."""
+"""What the benchmarks share: timing by turns, printed ratios, and JSON that names the machine."""
 
 from __future__ import annotations
 
 import json
 import platform
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,12 @@ import numpy as np
 import torch
 
 import regard
+from regard.cli.timing import Timing, alternate
 from regard.kernels import native
 
+__all__ = ["alternate", "machine", "ratio_line", "record", "save"]
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def alternate(
-    peers: Mapping[str, Callable[[], Any]], seconds: float = 1.5, least: int = 5
-) -> dict[str, dict[str, float]]:
-    """Milliseconds of each peer, median and quartiles; the peers take turns after a warm-up."""
-    for call in peers.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in peers}
-    start = time.perf_counter()
-    while min(map(len, times.values())) < least or time.perf_counter() - start < seconds:
-        for name, call in peers.items():
-            before = time.perf_counter()
-            call()
-            times[name].append((time.perf_counter() - before) * 1e3)
-    return {name: _summary(spent) for name, spent in times.items()}
-
-
-def _summary(spent: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(spent, n=4)
-    return {"median": middle, "low": low, "high": high, "runs": len(spent)}
 
 
 def machine() -> dict[str, Any]:
@@ -66,12 +46,18 @@ def save(name: str, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def ratio_line(label: str, times: dict[str, dict[str, float]], own: str = "regard") -> str:
-    """One printed row: our median, each peer's, and the ratio."""
-    ours = times[own]["median"]
+def record(label: str, dtype: str, times: dict[str, Timing]) -> dict[str, Any]:
+    """One row for `save`, printed as it comes: our median, each peer's, and the ratio."""
+    print(ratio_line(label, times), flush=True)
+    return {"case": label, "dtype": dtype, **{name: asdict(t) for name, t in times.items()}}
+
+
+def ratio_line(label: str, times: dict[str, Timing], own: str = "regard") -> str:
+    """Our median, each peer's, and how many times as long it takes."""
+    ours = times[own].median
     others = (
-        f"{name} {spent['median']:9.2f} ms ({spent['median'] / ours:5.2f}x)"
+        f"{name} {spent.median:9.2f} ms ({spent.median / ours:5.2f}x)"
         for name, spent in times.items()
         if name != own
     )
-    return f"{label:<44} {own} {ours:9.2f} ms   " + "   ".join(others)
+    return f"{label:<52} {own} {ours:9.2f} ms   " + "   ".join(others)

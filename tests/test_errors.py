@@ -77,6 +77,37 @@ REFUSED = {
         errors.ArrayTypeError,
         "different frameworks: query from torch, value from numpy",
     ),
+    "nothing": (
+        lambda: regard.attention(Q, K, None),
+        errors.ArrayTypeError,
+        "value of type NoneType",
+    ),
+    "masked arrays": (
+        lambda: regard.attention(Q, np.ma.masked_array(K, K > 0), V),
+        errors.ArrayTypeError,
+        r"key of type MaskedArray.*mask=",
+    ),
+    "sparse tensors": (
+        lambda: regard.weights(torch.from_numpy(Q).to_sparse(), torch.from_numpy(K)),
+        errors.ArrayTypeError,
+        "query of layout torch.sparse_coo",
+    ),
+    "nested tensors": (
+        lambda: regard.weights(*(torch.nested.nested_tensor([torch.ones(2, 3, 4)]),) * 2),
+        errors.ArrayTypeError,
+        "nested.*regard.lengths",
+    ),
+    "learned scale": (
+        lambda: regard.attention(Q, K, V, scale=torch.ones((), requires_grad=True)),
+        errors.OptionError,
+        "scale of type Tensor.*multiply the queries",
+    ),
+    "softcap": (lambda: regard.attention(Q, K, V, softcap="2"), errors.OptionError, "type str"),
+    "seed": (
+        lambda: regard.attention(Q, K, V, dropout_p=0.5, dropout_seed=1.5),
+        errors.OptionError,
+        "dropout_seed=1.5",
+    ),
     "causal": (
         lambda: regard.attention(Q, K, V, mask=regard.causal()),
         errors.MaskError,
@@ -88,7 +119,7 @@ REFUSED = {
         "a mask of type float64.*bias=",
     ),
     "scale": (lambda: regard.attention(Q, K, V, scale=np.inf), errors.OptionError, "scale=inf"),
-    "softcap": (lambda: regard.attention(Q, K, V, softcap=-1), errors.OptionError, "softcap=-1"),
+    "no cap": (lambda: regard.attention(Q, K, V, softcap=-1), errors.OptionError, "softcap=-1"),
     "dropout": (lambda: regard.attention(Q, K, V, dropout_p=1), errors.OptionError, "dropout_p=1"),
     "layout": (
         lambda: regard.attention(Q, K, V, layout="LBHD"),
@@ -147,3 +178,9 @@ def test_the_plan_reads_well():
     assert text.startswith("backend  native: the fastest for arrays in main memory")
     assert "window(left=2, right=0, align='lower_right'): 1 interval(s)" in text
     assert "42.9% of 280 pairs" in text and "linear in length" in text
+
+
+def test_weights_know_no_dropout():
+    for unknown in ({"dropout_p": 0.5}, {"value": V}):
+        with pytest.raises(TypeError, match=r"weights\(\) got an unexpected keyword"):
+            regard.weights(Q, K, **unknown)

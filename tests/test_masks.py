@@ -199,3 +199,31 @@ UNFIT = [
 def test_what_does_not_fit_the_sizes_is_refused_with_what_was_meant(mask, text):
     with pytest.raises(MaskError, match=text):
         visibility(mask, Extent((2,), 3, 5, 7))
+
+
+@pytest.mark.parametrize("far", [2**40, 2**63 - 1, 2**80])
+def test_numbers_beyond_every_position_mean_everything_or_nothing(far):
+    extent = Extent((2,), 1, 3, 5)
+    for mask in (regard.causal(far), regard.window(far, far, 0), regard.prefix(far)):
+        assert seen(mask, extent).all()
+    assert seen(regard.lengths(keys=np.full(2, 2**62)), extent).all()
+    assert not seen(regard.causal(-far), extent).any()
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (2, 0), (2, 3)])
+@pytest.mark.parametrize("lengths", [(0, 0), (0, 7), (5, 0)])
+def test_masks_of_empty_sequences(batch, lengths):
+    queries, keys = lengths
+    extent = Extent(batch, 2, queries, keys)
+    for mask in (
+        as_mask(np.ones((*batch, 1, queries, keys), bool)),
+        regard.keys(np.ones((*batch, keys), bool)),
+        regard.documents(np.zeros((*batch, queries), int), np.zeros((*batch, keys), int)),
+        regard.documents(np.zeros((1, queries), int), np.zeros((*batch, keys), int)),
+    ):
+        assert seen(mask, extent).size == 0
+
+
+def test_a_mask_is_neither_true_nor_false():
+    with pytest.raises(MaskError, match="&"):
+        regard.causal() and regard.window(1, 0)

@@ -331,3 +331,27 @@ def test_scores_are_the_definitions(isa):
 def test_an_unknown_instruction_set_is_refused():
     with pytest.raises(regard.errors.BackendError, match=r"Wanted: one of .*baseline"):
         native.select_isa("sse9")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 7), (1, 3, 1, 5, 7), (3, 1, 1, 7), (5, 7)])
+def test_dense_masks_and_biases_of_several_batch_dimensions(shape):
+    rng = np.random.default_rng(0)
+    q, k, v = (a.reshape(2, 3, *a.shape[1:]) for a in arrays(rng, (6, 4, 2, 5, 7, 8, 6), "float64"))
+    options = {"mask": rng.random(shape) < 0.6, "bias": rng.standard_normal(shape)}
+    y = regard.attention(q, k, v, **options, backend="native")
+    expected = regard.attention(q, k, v, **options, backend="reference")
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_arrays_that_lie_oddly_in_memory():
+    rng = np.random.default_rng(0)
+    q, k, v = arrays(rng, (2, 4, 2, 5, 7, 8, 6))
+    bias = np.eye(5, 7, dtype=np.float32)
+    expected = regard.attention(q, k, v, bias=bias)
+    packed = np.zeros(q.shape, [("flag", "u1"), ("x", "f4")])
+    packed["x"] = q
+    rows = np.zeros(q.shape[:-1], [("flag", "u1"), ("x", "f4", (8,))])
+    rows["x"] = q
+    for odd in (packed["x"], rows["x"]):
+        np.testing.assert_array_equal(regard.attention(odd, k, v, bias=bias), expected)
+    np.testing.assert_array_equal(regard.attention(q, k, v, bias=np.matrix(bias)), expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import tracemalloc
 import types
 
@@ -12,7 +14,7 @@ import torch
 import regard
 from problems import arrays
 from regard import readouts
-from regard.errors import OptionError, ShapeError, StaleOperator
+from regard.errors import ArrayTypeError, DtypeError, OptionError, ShapeError, StaleOperator
 from regard.kernels import reference
 from regard.problem import make
 
@@ -248,6 +250,8 @@ def test_no_batch_and_several_batch_dimensions():
     close(wide.received(), flat.received().reshape(2, 3, 4, 7))
     close(wide[1, 2, 3].dense(), flat[5, 3].dense())
     close(wide[:, 1].entropy(), flat.entropy().reshape(2, 3, 4, 5)[:, 1])
+    with pytest.raises(ShapeError, match=r"\(2, 3, heads, L, size\)"):
+        wide @ folded[2].swapaxes(0, 1)
 
 
 def test_an_operator_is_no_array():
@@ -292,9 +296,17 @@ REFUSED = [
     (lambda w: w[[0, 1]], OptionError, r"rows\(\), columns\(\) or entries\(\)"),
     (lambda w: w[0, 0, 0, 0, 0], IndexError, "5 indices"),
     (lambda w: w[2], IndexError, "size 2"),
+    (lambda w: w[True], OptionError, "indexed with True"),
+    (lambda w: w.offsets([0.5]), OptionError, "whole numbers"),
+    (lambda w: w.pooled(5), OptionError, "two sizes"),
+    (lambda w: w.pooled((2.5, 3)), OptionError, "two sizes"),
     (lambda w: w @ np.ones((1, 53, 4), np.float32), ShapeError, "matrix"),
     (lambda w: w @ np.ones((52, 4), np.float32), ShapeError, "same length"),
-    (lambda w: w @ 3, OptionError, "an array"),
+    (lambda w: w @ 3, ArrayTypeError, "value of type int"),
+    (lambda w: w @ torch.ones(53, 4), ArrayTypeError, "query from numpy, value from torch"),
+    (lambda w: w @ np.ones((3, 2, 53, 4), np.float32), ShapeError, r"\(2, heads, L, size\)"),
+    (lambda w: w.mT @ torch.ones(37, 4), ArrayTypeError, "query from numpy, y from torch"),
+    (lambda w: w.mT @ np.ones((37, 4)), DtypeError, "y of type float64"),
     (lambda w: w.mT @ np.ones((36, 4), np.float32), ShapeError, "B, H, Lq, C"),
     (lambda w: w.attend(np.ones((53, 4), np.float32), entrpy=True), OptionError, "entropy"),
     (lambda w: w.attend(np.ones((53, 4), np.float32), entropy=3), OptionError, "entropy=True"),
@@ -318,3 +330,51 @@ def test_an_operator_tells_what_it_is():
     )
     assert "transposed" in repr(w.mT)
     assert isinstance(w.attend(q[:, :2, :1].repeat(53, 2), lse=True)[1], types.SimpleNamespace)
+
+
+def test_an_operator_survives_copying_and_pickling(case):
+    w, p, _, _ = case
+    for again in (
+        copy.deepcopy(w),
+        pickle.loads(pickle.dumps(w)),
+        pickle.loads(pickle.dumps(w[1])),
+    ):
+        close(again.dense(), p if again.ndim == 4 else p[1])
+    q = torch.randn(1, 2, 5, 8)
+    q.mul_(2)
+    w = regard.weights(q, q)
+    assert torch.equal(copy.deepcopy(w).dense(), w.dense())
+
+
+def test_no_heads_and_no_batch_elements_are_left(case):
+    w, _, _, _ = case
+    for part, shape in ((w[:, 0:0], (2, 0)), (w[0:0], (0, 4)), (w[0:0, 0:0], (0, 0))):
+        assert part.dense().shape == (*shape, 37, 53)
+        assert part.entropy().shape == part.lse().shape == (*shape, 37)
+        assert (part @ np.ones((53, 3), np.float32)).shape == (*shape, 37, 3)
+
+
+def test_columns_far_apart_take_memory_linear_in_length():
+    q, k, _ = arrays(np.random.default_rng(1), (1, 1, 1, 4096, 4096, 16, 16))
+    w = regard.weights(q, k)
+    tracemalloc.start()
+    w.columns([0, 4095])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 2**20  # the matrix alone would take 64 MiB
+
+
+def test_changing_bias_sinks_or_mask_in_place_makes_the_operator_stale():
+    q, k = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 7, 8)
+    for name, array in (
+        ("bias", torch.zeros(5, 7)),
+        ("sinks", torch.zeros(2)),
+        ("mask", torch.ones(5, 7, dtype=torch.bool)),
+    ):
+        w = regard.weights(q, k, **{name: array})
+        kept, before = w.copy(), w.dense()
+        array[..., 0] = 5
+        array.zero_()
+        with pytest.raises(StaleOperator, match=r"w\.copy\(\)"):
+            w.dense()
+        assert torch.equal(kept.dense(), before)

@@ -153,6 +153,7 @@ def test_the_page_of_a_decoder_and_of_long_inputs(monkeypatch):
     shown = page.record(recording, batch=1)
     assert shown.texts[0].tokens[3] == "w3" and len(shown.texts) == 1
     assert shown.calls[0].dense is None
+    np.testing.assert_array_equal(shown.calls[0].received, recording[0].received()[1])
     assert shown.calls[1].first_query == 15 and shown.calls[1].queries == 5
     with pytest.raises(OptionError, match="batch=2"):
         page.record(recording, batch=2)

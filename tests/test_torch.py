@@ -246,3 +246,116 @@ def test_numpy_needs_a_seed():
     q, k, v = arrays(np.random.default_rng(0))
     with pytest.raises(OptionError, match="dropout_seed"):
         regard.attention(q, k, v, dropout_p=0.5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 6, 9), (1, 3, 4, 6, 9), (3, 1, 1, 9), (2, 3, 1, 6, 1)])
+def test_gradients_of_a_bias_shared_along_some_batch_dimensions(shape):
+    q, k, v = (
+        a.detach().reshape(2, 3, *a.shape[1:]).requires_grad_()
+        for a in tensors(shape=(6, 4, 2, 6, 9, 8, 5))
+    )
+    bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, 3, 4, 6, 2, dtype=torch.float64)
+    for call in (
+        lambda backend: regard.attention(q, k, v, bias=bias, backend=backend),
+        lambda backend: regard.weights(q, k, bias=bias, backend=backend).lse(),
+        lambda backend: regard.weights(q, k, bias=bias, backend=backend).mT @ y,
+    ):
+        ours, own = (
+            torch.autograd.grad(call(backend).square().sum(), (q, bias))
+            for backend in ("native", "torch")
+        )
+        torch.testing.assert_close(ours, own)
+
+
+def test_negated_views_are_read_as_what_they_stand_for():
+    q, k, v = tensors(grad=False)
+    bias, sinks = torch.randn(6, 9).double(), torch.randn(4).double()
+    views = [torch._neg_view(-a) for a in (q, bias, sinks)]
+    y = regard.attention(views[0], k, v, bias=views[1], sinks=views[2])
+    torch.testing.assert_close(y, regard.attention(q, k, v, bias=bias, sinks=sinks))
+
+
+def test_forward_mode_is_refused_and_never_forgotten():
+    q, k, v = tensors(grad=False)
+    forward = torch.autograd.forward_ad
+    with forward.dual_level():
+        dual = forward.make_dual(q, torch.ones_like(q))
+        with pytest.raises(NotImplementedError, match="jvp"):
+            regard.attention(dual, k, v)
+        assert regard.attention(q, k, v).shape == (2, 4, 6, 5)
+
+
+def test_traces_see_the_operator():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    given = tensors(torch.float32, grad=False)
+    other = [a * 2 for a in given]
+
+    def call(q, k, v):
+        w = regard.weights(q, k, mask=regard.causal("lower_right"))
+        return w @ v, w.lse()
+
+    for trace in (make_fx(call)(*given), torch.jit.trace(call, given)):
+        torch.testing.assert_close(trace(*other), call(*other))
+    with FakeTensorMode() as mode:
+        y, lse = call(*map(mode.from_tensor, given))
+    assert y.shape == (2, 4, 6, 5) and lse.shape == (2, 4, 6)
+    torch.testing.assert_close(torch.func.functionalize(call)(*given), call(*given))
+    with pytest.raises(BackendError, match=r"w\.mT @ y"):
+        torch.jit.trace(lambda q, k: regard.weights(q, k).mT @ q, given[:2])
+    with pytest.raises(BackendError, match="read-out"):
+        make_fx(lambda q, k: regard.weights(q, k).entropy())(*given[:2])
+
+
+def test_lengths_that_torch_compile_leaves_open():
+    def call(q, k, v):
+        return regard.attention(q, k, v, mask=regard.causal("lower_right"))
+
+    torch._dynamo.reset()
+    fast = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    q, k, v = tensors()
+    for n in (2, 4, 6):
+        torch.testing.assert_close(fast(q[..., :n, :], k, v), call(q[..., :n, :], k, v))
+
+
+def test_an_operator_made_before_is_used_in_a_compiled_function():
+    q, k, v = tensors()
+    w = regard.weights(q, k)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(lambda v: w @ v, backend="eager")(v), w @ v)
+
+
+def test_a_mask_changed_before_the_backward_pass_is_noticed():
+    q, k, v = tensors()
+    mask = torch.ones(6, 9, dtype=torch.bool)
+    y = regard.attention(q, k, v, mask=mask)
+    mask[:, 3:] = False
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradients_of_queries_that_see_nothing_do_not_count(backend):
+    q, k, v = tensors()
+    sinks = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    y = regard.attention(q, k, v, sinks=sinks, mask=regard.lengths(queries=[6, 2]), backend=backend)
+    dy = torch.ones_like(y)
+    dy[1, :, 2:] = torch.nan
+    for gradient in torch.autograd.grad(y, (q, k, v, sinks), dy):
+        assert gradient.isfinite().all()
+
+
+def test_read_outs_of_pytorchs_own_attention():
+    q, k, _ = tensors()
+    own, ours = (regard.weights(q, k, backend=backend) for backend in ("torch", None))
+    torch.testing.assert_close(own.entropy(), ours.entropy())
+    torch.testing.assert_close(own[0, 1].dense(), ours[0, 1].dense())
+
+
+def test_second_derivatives_through_dropout_are_refused():
+    q, k, v = tensors()
+    y = regard.attention(q, k, v, dropout_p=0.5, dropout_seed=1)
+    with pytest.raises(BackendError, match="second derivatives"):
+        torch.autograd.grad(y.sum(), q, create_graph=True)

@@ -106,6 +106,24 @@ def explain(
 
 
 @app.command()
+def bench(
+    dtype: Annotated[
+        str, typer.Option(metavar="TYPE", help="float32, bfloat16, float16 or float64.")
+    ] = "float32",
+    seconds: Annotated[
+        float, typer.Option(metavar="S", min=0.0, help="How long to measure each case.")
+    ] = 1.5,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Write JSON to stdout instead of a table.")
+    ] = False,
+) -> None:
+    """Measure this machine: attention here beside PyTorch's own, as ratios with their spread."""
+    from regard.cli.bench import bench
+
+    bench(dtype, seconds, as_json)
+
+
+@app.command()
 def doctor() -> int:
     """Check this installation: versions, native core, instruction sets, optional parts.
 

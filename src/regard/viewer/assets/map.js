@@ -19,7 +19,14 @@ const scoreRanges = Object.fromEntries(
 function scorePlace(entry, name) {
   const [low, high] = scoreRanges[name];
   const value = entry.scores[name];
-  return value === null ? 0 : high > low ? (value - low) / (high - low) : 1;
+  return value === null || high === low ? 0 : (value - low) / (high - low);
+}
+
+// How long the bar beside a score is: a share of 1 as it stands, anything else by the highest head.
+function scoreBar(entry, name) {
+  const [low, high] = scoreRanges[name];
+  const value = entry.scores[name] ?? 0;
+  return low >= 0 && high <= 1 ? value : Math.max(0, value) / (high || 1);
 }
 
 function passesFilter(entry) {
@@ -203,7 +210,7 @@ function drawCard() {
   $("card-scores").replaceChildren(
     ...scoreNames.flatMap((name) => {
       const bar = element("div", { className: "bar" }, element("i"));
-      bar.firstChild.style.width = `${100 * scorePlace(entry, name)}%`;
+      bar.firstChild.style.width = `${100 * scoreBar(entry, name)}%`;
       const label = element("dt", { title: record.glossary[name] || name }, name);
       const number = element("span", { className: "number" }, formatScore(entry.scores[name]));
       return [label, element("dd", {}, bar, number)];
