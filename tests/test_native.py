@@ -354,4 +354,4 @@ def test_arrays_that_lie_oddly_in_memory():
     rows["x"] = q
     for odd in (packed["x"], rows["x"]):
         np.testing.assert_array_equal(regard.attention(odd, k, v, bias=bias), expected)
-    np.testing.assert_array_equal(regard.attention(q, k, v, bias=np.matrix(bias)), expected)
+    np.testing.assert_array_equal(regard.attention(q, k, v, bias=bias.view(np.matrix)), expected)

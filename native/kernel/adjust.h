@@ -5,6 +5,9 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
+// Whether scores are the scaled products themselves: then the scale is left to the exponential.
+inline bool plain(const regard_problem &p) { return p.softcap == 0 && !p.bias.data; }
+
 template <class T>
 class Adjust {
  public:
@@ -15,8 +18,8 @@ class Adjust {
     if (p.bias.data) bias_ = scratch.take<T>(kTileSize<T>);
   }
 
-  // Products [key][row] of keys [begin, end) become scores. `slope`, if not null, gets the derivative
-  // of the soft cap.
+  // Products [key][row] of keys [begin, end) become scores. `slope`, if not null, gets the
+  // derivative of the soft cap.
   void apply(const Rows<T> &rows, int64_t begin, int64_t end, T *scores, T *slope = nullptr) const {
     if (plain(*problem_)) return;
     if (bias_) pack_bias(rows, begin, end - begin);

@@ -86,6 +86,33 @@ inline void store_bfloat16(uint16_t *p, Vec<float> a, int64_t n) {
 }
 #endif
 
+// Elements as they lie in an array, for kernels that convert while they read.
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class T>
+REGARD_INLINE Vec<T> load_as(const T *p) {
+  return load(p);
+}
+REGARD_INLINE Vec<float> load_as(const Float16 *p) { return load_float16(&p->bits, kLanes<float>); }
+REGARD_INLINE Vec<float> load_as(const BFloat16 *p) {
+  return load_bfloat16(&p->bits, kLanes<float>);
+}
+template <class T>
+REGARD_INLINE Vec<T> load_as_partial(const T *p, int64_t n) {
+  return load_partial(p, n);
+}
+REGARD_INLINE Vec<float> load_as_partial(const Float16 *p, int64_t n) {
+  return load_float16(&p->bits, n);
+}
+REGARD_INLINE Vec<float> load_as_partial(const BFloat16 *p, int64_t n) {
+  return load_bfloat16(&p->bits, n);
+}
+
 // n elements of `dtype` as T, then zeros up to whole vectors.
 inline void widen_row(float *to, const void *from, int64_t n, int dtype) {
   if (n <= 0) return;
@@ -148,11 +175,18 @@ inline bool finite_row(const T *row, int64_t n, T factor) {
   return !any(differ(probe, probe));
 }
 
-template <class T>
+// Rows of a matrix, of T or as they lie in an array.
+template <class S>
 struct Operand {
-  const T *data;
+  const S *data;
   int64_t stride;
 };
+
+template <class S>
+inline Operand<S> in_place(const regard_array &a, int64_t batch, int64_t head, int64_t first) {
+  const int64_t at = batch * a.batch_stride + head * a.head_stride + first * a.row_stride;
+  return {static_cast<const S *>(a.data) + at, a.row_stride};
+}
 
 // Rows [first, first + count) of one head as T: the array itself where that will do, else
 // `scratch`. `vectors`: rows must be whole aligned vectors and close together, as the right side of

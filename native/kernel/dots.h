@@ -7,7 +7,7 @@ namespace regard {
 namespace REGARD_NAMESPACE {
 
 // Up to so many rows of a block are few.
-constexpr int kFew = 4;
+constexpr int kFew = 8;
 
 // Sums of the lanes of `count` vectors, a power of 2: lane i of the result belongs to parts[i].
 template <class T, int kCount = kLanes<T>>
@@ -24,29 +24,74 @@ REGARD_INLINE Vec<T> sum_each(Vec<T> *parts) {
   }
 }
 
-// to[j * width] = keys[j] . query for j < count; `query` is padded to whole vectors, keys are not.
-template <class T>
-REGARD_NOINLINE void dots(Operand<T> keys, const T *query, int64_t size, int64_t count, T *to,
-                          int64_t width) {
+// parts[i * R + r] = keys[i] . queries[r] for K keys and R queries, lanes not yet summed up.
+// Queries are padded to whole vectors, keys are not.
+template <class T, int K, int R, class S>
+REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size, Vec<T> *parts) {
   constexpr int L = kLanes<T>;
-  const int64_t whole = size / L * L;
-  Vec<T> parts[L];
-  for (int64_t j = 0; j < count; j += L) {
-    const int there = static_cast<int>(std::min<int64_t>(L, count - j));
-    for (int i = 0; i < L; ++i) {
-      Vec<T> sum = broadcast<T>(0);
-      if (i < there) {
-        const T *key = keys.data + (j + i) * keys.stride;
-        for (int64_t d = 0; d < whole; d += L) sum = fma(load(key + d), load(query + d), sum);
-        if (whole < size) {
-          sum = fma(load_partial(key + whole, size - whole), load(query + whole), sum);
-        }
+  const int64_t whole = size / L * L, stride = padded<T>(size);
+  Vec<T> sum[K * R];
+#pragma GCC unroll 16
+  for (int i = 0; i < K * R; ++i) sum[i] = broadcast<T>(0);
+  for (int64_t d = 0; d < whole; d += L) {
+#pragma GCC unroll 4
+    for (int i = 0; i < K; ++i) {
+      const Vec<T> key = load_as(keys[i] + d);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        sum[i * R + r] = fma(key, load(queries + r * stride + d), sum[i * R + r]);
       }
-      parts[i] = sum;
+    }
+  }
+  if (whole < size) {
+    for (int i = 0; i < K; ++i) {
+      const Vec<T> key = load_as_partial(keys[i] + whole, size - whole);
+      for (int r = 0; r < R; ++r) {
+        sum[i * R + r] = fma(key, load(queries + r * stride + whole), sum[i * R + r]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < K * R; ++i) parts[i] = sum[i];
+}
+
+// to[j * width + r] = keys[j] . queries[r] for j < count and r < R.
+template <class T, int R, class S>
+REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64_t count, T *to,
+                          int64_t width) {
+  constexpr int L = kLanes<T>, kKeys = L / R, kStep = std::min(4, kKeys);
+  Vec<T> parts[L];
+  for (int64_t j = 0; j < count; j += kKeys) {
+    const S *key[kKeys];
+    for (int i = 0; i < kKeys; ++i) key[i] = keys.data + std::min(j + i, count - 1) * keys.stride;
+    for (int i = 0; i < kKeys; i += kStep) {
+      add_dots<T, kStep, R>(key + i, queries, size, parts + i * R);
     }
     T sums[L];
     store(sums, sum_each<T>(parts));
-    for (int i = 0; i < there; ++i) to[(j + i) * width] = sums[i];
+    for (int i = 0; i < kKeys && j + i < count; ++i) {
+      for (int r = 0; r < R; ++r) to[(j + i) * width + r] = sums[i * R + r];
+    }
+  }
+}
+
+// The same for `rows` queries, a few of them at a time; those beyond `rows` that are read repeat
+// the last one.
+template <class T, class S>
+inline void few_dots(Operand<S> keys, const T *queries, int64_t size, int64_t count, int rows,
+                     T *to, int64_t width) {
+  constexpr int kGroup = std::min(4, kLanes<T>);
+  const int64_t stride = padded<T>(size);
+  std::fill_n(to, count * width, T(0));
+  for (int r = 0; r < rows; r += kGroup) {
+    const T *query = queries + r * stride;
+    if (rows - r == 1) {
+      dots<T, 1>(keys, query, size, count, to + r, width);
+    } else if (rows - r == 2) {
+      dots<T, 2>(keys, query, size, count, to + r, width);
+    } else {
+      dots<T, kGroup>(keys, query, size, count, to + r, width);
+    }
   }
 }
 

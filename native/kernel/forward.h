@@ -14,28 +14,61 @@ struct Tiles {
   int64_t begin(int64_t t) const { return first + (last - first) * t / count; }
 };
 
+// Where there are few blocks of rows, the keys are cut too, by shape alone: every chunk of them
+// leaves its own pivots, sums and outputs, which are then merged in the order of chunks.
 template <class T>
 class Forward {
  public:
   Forward(const regard_problem &p, const regard_array &output, void *lse)
-      : p_(p), output_(output), lse_(static_cast<T *>(lse)), cut_(p) {}
+      : p_(p),
+        output_(output),
+        lse_(static_cast<T *>(lse)),
+        cut_(p),
+        blocks_(cut_.count(p)),
+        width_(padded<T>(p.value_size)) {
+    const int64_t wanted = (kItems + blocks_ - 1) / std::max<int64_t>(1, blocks_);
+    chunks_ = std::max<int64_t>(1, std::min(wanted, p.keys / kLeastKeys));
+  }
 
   int run() {
-    if (p_.batch == 0 || p_.heads == 0 || p_.queries == 0) return REGARD_OK;
-    if (!output_.data && !lse_) return REGARD_OK;
-    return parallel(cut_.count(p_), p_.threads, &Forward::task, this);
+    if (blocks_ == 0 || (!output_.data && !lse_)) return REGARD_OK;
+    if (chunks_ == 1) return parallel(blocks_, p_.threads, &Forward::task, this);
+    Scratch scratch(Scratch::kCall);
+    parts_ = scratch.take<T>(blocks_ * chunks_ * part_size());
+    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    const int status = parallel(blocks_ * chunks_, p_.threads, &Forward::task, this);
+    return status == REGARD_OK ? parallel(blocks_, p_.threads, &Forward::merge_task, this) : status;
   }
 
  private:
+  static constexpr int64_t kItems = 64, kLeastKeys = 512;
+  // Keys at a time whose values few rows sum up: all columns of them are read before the next.
+  static constexpr int64_t kFewKeys = 16;
+
+  // What a chunk of keys leaves of a block of rows.
+  struct Part {
+    T *pivot, *sum, *output;
+  };
+
   // One block of rows: its state while tiles of keys go by.
   struct State {
     Block<T> block;
     Softmax<T> softmax;
     Dropout<T> dropout;
     T *scores, *factors, *keys, *values, *output;
-    bool fresh = true;    // nothing is in `output` yet
-    bool masked = false;  // some row could not see some key
+    Wary<T> wary;
+    bool fresh;   // nothing is in `output` yet
+    bool masked;  // some row could not see some key
   };
+
+  int64_t part_rows() const {
+    return padded<T>(std::min<int64_t>(kBlock<T>, cut_.heads * p_.queries));
+  }
+  int64_t part_size() const { return part_rows() * (2 + width_); }
+  Part part(int64_t index) const {
+    T *at = parts_ + index * part_size();
+    return {at, at + part_rows(), at + 2 * part_rows()};
+  }
 
   static int task(void *context, int64_t index) {
     const Forward &self = *static_cast<Forward *>(context);
@@ -43,21 +76,43 @@ class Forward {
     Scratch scratch(Scratch::kTask);
     State s;
     s.block.allocate(p, scratch);
-    const int64_t width = padded<T>(p.value_size);
     s.scores = scratch.take<T>(kTileSize<T>);
     s.factors = p.dropout > 0 ? scratch.take<T>(kTileSize<T>) : nullptr;
     s.keys = scratch.take<T>(kTile<T> * padded<T>(p.head_size));
-    s.values = scratch.take<T>(kTile<T> * width);
-    s.output = scratch.take<T>(kBlock<T> * width);
+    s.values = scratch.take<T>(kTile<T> * self.width_);
+    s.wary.allocate(self.width_, scratch);
+    s.output = self.parts_ ? self.part(index).output : scratch.take<T>(kBlock<T> * self.width_);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
 
-    self.cut_.set(p, index, &s.block.rows);
+    self.cut_.set(p, index / self.chunks_, &s.block.rows);
     s.block.set();
-    s.softmax.reset(score_unit<T>(p), s.block.rows.width);
     if (p.dropout > 0) s.dropout.set(p, s.block.rows);
+    self.sweep(s, index % self.chunks_);
+    if (self.output_.data && s.masked && !self.finite(s)) {
+      s.wary.on = true;
+      self.sweep(s, index % self.chunks_);
+    }
+    if (!self.parts_) {
+      self.finish(s.block.rows, s.softmax, s.output);
+    } else {
+      const Part part = self.part(index);
+      std::copy_n(s.softmax.pivot, s.block.rows.width, part.pivot);
+      std::copy_n(s.softmax.sum, s.block.rows.width, part.sum);
+    }
+    return REGARD_OK;
+  }
+
+  // The tiles of one chunk of what the block sees.
+  void sweep(State &s, int64_t chunk) const {
+    s.softmax.reset(score_unit<T>(p_), s.block.rows.width);
+    s.fresh = true;
+    s.masked = false;
     const Tiles<T> tiles(s.block.sight.first(), s.block.sight.last());
-    for (int64_t t = 0; t < tiles.count; ++t) self.tile(s, tiles.begin(t), tiles.begin(t + 1));
-    return self.finish(s, scratch);
+    const int64_t last = tiles.count * (chunk + 1) / chunks_;
+    for (int64_t t = tiles.count * chunk / chunks_; t < last; ++t) {
+      tile(s, tiles.begin(t), tiles.begin(t + 1));
+    }
+    if (s.fresh) std::fill_n(s.output, s.block.rows.count * width_, T(0));
   }
 
   void tile(State &s, int64_t begin, int64_t end) const {
@@ -65,51 +120,115 @@ class Forward {
     s.masked |= view != View::kAll;
     if (view == View::kNone) return;
     const Rows<T> &rows = s.block.rows;
-    const int64_t count = end - begin, head = rows.head[0];
-    const int64_t key_head = head / (p_.heads / p_.key_heads);
-    const auto keys = operand<T>(p_.key, p_.dtype, rows.batch, key_head, begin, count, p_.head_size,
-                                 false, s.keys);
-    s.block.scores(keys, begin, end, s.scores);
+    const int64_t count = end - begin;
+    s.block.scores(begin, end, s.keys, s.scores);
     if (view == View::kSome) s.block.hide(count, s.scores);
     const bool rescale = s.softmax.take(s.scores, count, rows.width);
     if (!output_.data) return;
 
-    const int64_t width = padded<T>(p_.value_size);
-    if (rescale && !s.fresh) rescale_rows(s, width);
+    if (rescale && !s.fresh) rescale_rows(s);
     if (p_.dropout > 0) {
       s.dropout.fill(begin, count, s.factors);
       for (int64_t i = 0; i < count * rows.width; i += kLanes<T>) {
         store(s.scores + i, load(s.scores + i) * load(s.factors + i));
       }
     }
-    const int64_t value_head = head / (p_.heads / p_.value_heads);
-    const auto values = operand<T>(p_.value, p_.dtype, rows.batch, value_head, begin, count,
-                                   p_.value_size, true, s.values);
-    product<T, Left::kAcross>(s.scores, rows.width, values.data, values.stride, s.output, width,
-                              rows.count, width / kLanes<T>, count, !s.fresh);
+    add_values(s, view, begin, count);
     s.fresh = false;
   }
 
-  static void rescale_rows(State &s, int64_t width) {
+  // output (+)= weights x values
+  void add_values(State &s, View view, int64_t begin, int64_t count) const {
+    const Rows<T> &rows = s.block.rows;
+    const int64_t head = rows.head[0] / (p_.heads / p_.value_heads);
+    if (s.block.few() && !s.wary.on && p_.value_size == width_) {
+      if constexpr (std::is_same_v<T, float>) {
+        if (p_.dtype == REGARD_FLOAT16) {
+          return add_few(s, in_place<Float16>(p_.value, rows.batch, head, begin), count);
+        }
+        if (p_.dtype == REGARD_BFLOAT16) {
+          return add_few(s, in_place<BFloat16>(p_.value, rows.batch, head, begin), count);
+        }
+      }
+      return add_few(s, in_place<T>(p_.value, rows.batch, head, begin), count);
+    }
+    auto values = operand<T>(p_.value, p_.dtype, rows.batch, head, begin, count, p_.value_size,
+                             true, s.values);
+    const bool some = s.wary.on && view == View::kSome;
+    if (some) values = s.wary.clean(values, count, width_, s.values);
+    product<T, Left::kAcross>(s.scores, rows.width, values.data, values.stride, s.output, width_,
+                              rows.count, width_ / kLanes<T>, count, !s.fresh);
+    if (some) s.wary.add_spoilt(p_, rows, head, begin, s.scores, s.output, width_);
+  }
+
+  template <class S>
+  void add_few(State &s, Operand<S> values, int64_t count) const {
+    const Rows<T> &rows = s.block.rows;
+    for (int64_t j = 0; j < count; j += kFewKeys) {
+      product<T, Left::kAcross>(s.scores + j * rows.width, rows.width,
+                                values.data + j * values.stride, values.stride, s.output, width_,
+                                rows.count, width_ / kLanes<T>, std::min(kFewKeys, count - j),
+                                j > 0 || !s.fresh);
+    }
+  }
+
+  void rescale_rows(State &s) const {
     for (int r = 0; r < s.block.rows.count; ++r) {
       if (s.softmax.rescale[r] == 1) continue;
       const Vec<T> factor = broadcast(s.softmax.rescale[r]);
-      T *row = s.output + r * width;
-      for (int64_t e = 0; e < width; e += kLanes<T>) store(row + e, load(row + e) * factor);
+      T *row = s.output + r * width_;
+      for (int64_t e = 0; e < width_; e += kLanes<T>) store(row + e, load(row + e) * factor);
+    }
+  }
+
+  bool finite(const State &s) const {
+    for (int r = 0; r < s.block.rows.count; ++r) {
+      if (!finite_row(s.output + r * width_, p_.value_size, T(1))) return false;
+    }
+    return true;
+  }
+
+  static int merge_task(void *context, int64_t index) {
+    const Forward &self = *static_cast<Forward *>(context);
+    Scratch scratch(Scratch::kTask);
+    T *output = scratch.take<T>(kBlock<T> * self.width_);
+    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    Rows<T> rows;
+    self.cut_.set(self.p_, index, &rows);
+    Softmax<T> softmax;
+    softmax.reset(score_unit<T>(self.p_), rows.width);
+    std::fill_n(output, rows.count * self.width_, T(0));
+    for (int r = 0; r < rows.count; ++r) self.merge(index, r, softmax, output + r * self.width_);
+    self.finish(rows, softmax, output);
+    return REGARD_OK;
+  }
+
+  // One row of a block, over its chunks.
+  void merge(int64_t block, int r, Softmax<T> &softmax, T *output) const {
+    T top = -kInfinity<T>;
+    for (int64_t c = 0; c < chunks_; ++c) {
+      top = std::max(top, part(block * chunks_ + c).pivot[r]);
+    }
+    softmax.pivot[r] = top;
+    for (int64_t c = 0; c < chunks_; ++c) {
+      const Part from = part(block * chunks_ + c);
+      const T behind = from.pivot[r] == top ? T(0) : (from.pivot[r] - top) * softmax.unit;
+      const T share = std::exp2(behind);
+      softmax.sum[r] += share * from.sum[r];
+      if (output_.data) add_scaled(output, from.output + r * width_, share, width_);
     }
   }
 
   // What a row's sum of values is multiplied by; its log-sum-exp, the sink included.
-  void normalise(const State &s, int r, T *factor, T *lse) const {
-    const T most = s.softmax.pivot[r] * s.softmax.unit * static_cast<T>(kLn2),
-            sum = s.softmax.sum[r];
+  void normalise(const Softmax<T> &softmax, int64_t head, int r, T *factor, T *lse) const {
+    const T most = softmax.pivot[r] * softmax.unit * static_cast<T>(kLn2), sum = softmax.sum[r];
     const bool blind = sum == 0;
     if (!p_.sinks) {
       *factor = blind ? T(0) : 1 / sum;
       *lse = blind ? -kInfinity<T> : most + std::log(sum);
       return;
     }
-    const T sink = static_cast<const T *>(p_.sinks)[s.block.rows.head[r]];
+    const T sink = static_cast<const T *>(p_.sinks)[head];
     if (blind) {
       *factor = 0;
       *lse = sink;
@@ -121,31 +240,24 @@ class Forward {
     *lse = top + std::log(total);
   }
 
-  int finish(State &s, Scratch &scratch) const {
-    const Rows<T> &rows = s.block.rows;
-    const int64_t width = padded<T>(p_.value_size);
-    if (s.fresh) std::fill(s.output, s.output + rows.count * width, T(0));
-    const regard_array absent = {};
-    Careful<T> careful(p_, absent, scratch);
-    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+  void finish(const Rows<T> &rows, const Softmax<T> &softmax, const T *output) const {
     for (int r = 0; r < rows.count; ++r) {
       T factor, lse;
-      normalise(s, r, &factor, &lse);
       const int64_t b = rows.batch, h = rows.head[r], i = rows.query[r];
+      normalise(softmax, h, r, &factor, &lse);
       if (lse_) lse_[(b * p_.heads + h) * p_.queries + i] = lse;
       if (!output_.data) continue;
-      const T *row = s.output + r * width;
-      narrow_row(row_of(output_, p_.dtype, b, h, i), row, p_.value_size, p_.dtype, factor);
-      if (!s.masked || finite_row(row, p_.value_size, factor)) continue;
-      careful.output(b, h, i, lse, output_);
+      narrow_row(row_of(output_, p_.dtype, b, h, i), output + r * width_, p_.value_size, p_.dtype,
+                 factor);
     }
-    return REGARD_OK;
   }
 
   const regard_problem &p_;
   const regard_array &output_;
   T *lse_;
   Cut<T> cut_;
+  int64_t blocks_, width_, chunks_;
+  T *parts_ = nullptr;  // of every block, of every chunk, if there are several
 };
 
 inline int forward(const regard_problem &p, const regard_array &output, void *lse) {

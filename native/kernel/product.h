@@ -1,4 +1,5 @@
-// The one matrix product: c[i][j] (+)= sum_k a(i, k) * b[k][j].
+// The one matrix product: c[i][j] (+)= sum_k a(i, k) * b[k][j]. The elements of b may be of another
+// type S than T, and are converted as they are read.
 #ifndef REGARD_KERNEL_PRODUCT_H
 #define REGARD_KERNEL_PRODUCT_H
 
@@ -10,8 +11,8 @@ enum class Left { kRows, kAcross };
 
 // A tile of M rows and N vectors, held in registers: elements of a are broadcast, rows of b are
 // loaded as they lie.
-template <class T, Left kLeft, int N, int M>
-REGARD_NOINLINE void product_tile(const T *a, int64_t a_stride, const T *b, int64_t b_stride, T *c,
+template <class T, class S, Left kLeft, int N, int M>
+REGARD_NOINLINE void product_tile(const T *a, int64_t a_stride, const S *b, int64_t b_stride, T *c,
                                   int64_t c_stride, int64_t depth, bool add) {
   constexpr int L = kLanes<T>;
   Vec<T> sum[M][N];
@@ -23,7 +24,7 @@ REGARD_NOINLINE void product_tile(const T *a, int64_t a_stride, const T *b, int6
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> row[N];
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) row[j] = load(b + j * L);
+    for (int j = 0; j < N; ++j) row[j] = load_as(b + j * L);
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const Vec<T> x = broadcast<T>(kLeft == Left::kRows ? a[i * a_stride] : a[i]);
@@ -43,18 +44,18 @@ REGARD_NOINLINE void product_tile(const T *a, int64_t a_stride, const T *b, int6
   }
 }
 
-template <class T>
-using ProductTile = void (*)(const T *, int64_t, const T *, int64_t, T *, int64_t, int64_t, bool);
+template <class T, class S>
+using ProductTile = void (*)(const T *, int64_t, const S *, int64_t, T *, int64_t, int64_t, bool);
 
-template <class T, Left kLeft, int N, int... M>
-REGARD_INLINE ProductTile<T> tile_of(int rows, std::integer_sequence<int, M...>) {
-  static constexpr ProductTile<T> tiles[] = {&product_tile<T, kLeft, N, M + 1>...};
+template <class T, class S, Left kLeft, int N, int... M>
+REGARD_INLINE ProductTile<T, S> tile_of(int rows, std::integer_sequence<int, M...>) {
+  static constexpr ProductTile<T, S> tiles[] = {&product_tile<T, S, kLeft, N, M + 1>...};
   return tiles[rows - 1];
 }
 
 // All rows for one panel of N vectors; rows are spread evenly over register tiles.
-template <class T, Left kLeft, int N>
-REGARD_INLINE void product_panel(const T *a, int64_t a_stride, const T *b, int64_t b_stride, T *c,
+template <class T, class S, Left kLeft, int N>
+REGARD_INLINE void product_panel(const T *a, int64_t a_stride, const S *b, int64_t b_stride, T *c,
                                  int64_t c_stride, int64_t rows, int64_t depth, bool add) {
   constexpr int most = kRegisterRows[N];
   const int64_t tiles = (rows + most - 1) / most;
@@ -62,7 +63,7 @@ REGARD_INLINE void product_panel(const T *a, int64_t a_stride, const T *b, int64
     const int64_t count = (rows - first + tiles - t - 1) / (tiles - t);
     const T *left = a + (kLeft == Left::kRows ? first * a_stride : first);
     const auto tile =
-        tile_of<T, kLeft, N>(static_cast<int>(count), std::make_integer_sequence<int, most>());
+        tile_of<T, S, kLeft, N>(static_cast<int>(count), std::make_integer_sequence<int, most>());
     tile(left, a_stride, b, b_stride, c + first * c_stride, c_stride, depth, add);
     first += count;
   }
@@ -71,22 +72,22 @@ REGARD_INLINE void product_panel(const T *a, int64_t a_stride, const T *b, int64
 constexpr int kPanel = sizeof(kRegisterRows) / sizeof(int) - 1;
 
 // c has `rows` rows of `vectors` vectors; without `add` it is overwritten.
-template <class T, Left kLeft>
-REGARD_NOINLINE void product(const T *a, int64_t a_stride, const T *b, int64_t b_stride, T *c,
+template <class T, Left kLeft, class S>
+REGARD_NOINLINE void product(const T *a, int64_t a_stride, const S *b, int64_t b_stride, T *c,
                              int64_t c_stride, int64_t rows, int64_t vectors, int64_t depth,
                              bool add) {
   const int64_t panels = (vectors + kPanel - 1) / kPanel;
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t width = (vectors + panels - p - 1) / (panels - p);
     if (width == 1) {
-      product_panel<T, kLeft, 1>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
+      product_panel<T, S, kLeft, 1>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
     } else if (width == 2) {
-      product_panel<T, kLeft, 2>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
+      product_panel<T, S, kLeft, 2>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
     } else if constexpr (kPanel >= 4) {
       if (width == 3) {
-        product_panel<T, kLeft, 3>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
+        product_panel<T, S, kLeft, 3>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
       } else {
-        product_panel<T, kLeft, 4>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
+        product_panel<T, S, kLeft, 4>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
       }
     }
     vectors -= width;

@@ -10,6 +10,8 @@ template <class T>
 constexpr int kBlock = 64;
 template <class T>
 constexpr int kTile = sizeof(T) == 4 ? 96 : 64;
+template <class T>
+constexpr int kTileSize = kTile<T> * kBlock<T>;
 
 template <class T>
 struct Rows {
@@ -31,19 +33,19 @@ struct Rows {
   }
 };
 
-// How the rows of one batch are cut into blocks, by shape alone: heads that share keys and values
-// share blocks where the queries of one head do not fill a block.
+// How the rows of one batch are cut into blocks of at most `most` rows, by shape alone: heads that
+// share keys and values share blocks where the queries of one head do not fill a block.
 template <class T>
 struct Cut {
   int64_t heads;   // of a group that share blocks
   int64_t blocks;  // of a group
 
-  explicit Cut(const regard_problem &p) {
+  explicit Cut(const regard_problem &p, int64_t most = kBlock<T>) {
     const int64_t shared = p.value_heads == p.key_heads ? p.heads / p.key_heads : 1;
-    heads = p.queries < kBlock<T> ? shared : 1;
+    heads = p.queries < most ? shared : 1;
     rows_ = heads * p.queries;
     vectors_ = (rows_ + kLanes<T> - 1) / kLanes<T>;
-    blocks = (vectors_ * kLanes<T> + kBlock<T> - 1) / kBlock<T>;
+    blocks = (vectors_ * kLanes<T> + most - 1) / most;
   }
 
   int64_t count(const regard_problem &p) const { return p.batch * (p.heads / heads) * blocks; }
@@ -61,19 +63,26 @@ struct Cut {
   int64_t rows_, vectors_;
 };
 
-// Rows of queries (or of gradients of outputs), transposed: to[d][row], times `factor`. `staging`
-// holds width x padded(size).
+// Rows of queries (or of gradients of outputs), times `factor`: to[row][d], padded.
 template <class T>
-inline void pack_rows(const Rows<T> &rows, const regard_array &a, int dtype, int64_t size, T factor,
-                      T *staging, T *to) {
+inline void widen_rows(const Rows<T> &rows, const regard_array &a, int dtype, int64_t size,
+                       T factor, T *to) {
   const int64_t stride = padded<T>(size);
   for (int r = 0; r < rows.width; ++r) {
-    T *row = staging + r * stride;
+    T *row = to + r * stride;
     widen_row(row, row_of(a, dtype, rows.batch, rows.head[r], rows.query[r]), size, dtype);
     if (factor == 1) continue;
     const Vec<T> f = broadcast(factor);
     for (int64_t i = 0; i < stride; i += kLanes<T>) store(row + i, load(row + i) * f);
   }
+}
+
+// The same, transposed: to[d][row]. `staging` holds width x padded(size).
+template <class T>
+inline void pack_rows(const Rows<T> &rows, const regard_array &a, int dtype, int64_t size, T factor,
+                      T *staging, T *to) {
+  const int64_t stride = padded<T>(size);
+  widen_rows(rows, a, dtype, size, factor, staging);
   transpose(staging, stride, to, rows.width, rows.width, stride);
 }
 

@@ -48,10 +48,7 @@ class Scores {
     }
     if (view == View::kNone) return;
     const int64_t count = end - begin, stride = padded<T>(count);
-    const int64_t key_head = request_.head / (p_.heads / p_.key_heads);
-    const auto k =
-        operand<T>(p_.key, p_.dtype, rows.batch, key_head, begin, count, p_.head_size, false, keys);
-    block.scores(k, begin, end, tile);
+    block.scores(begin, end, keys, tile);
     if (plain(p_)) {
       const Vec<T> scale = broadcast(static_cast<T>(fabs(p_.scale)));
       for (int64_t i = 0; i < count * rows.width; i += kLanes<T>) {

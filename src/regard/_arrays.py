@@ -25,7 +25,7 @@ def as_numpy(array: Any) -> np.ndarray[Any, Any]:
     PyTorch's bfloat16, which NumPy does not know, becomes float32 (exact, but a copy).
     """
     if hasattr(array, "detach"):
-        array = array.detach().cpu()
+        array = array.detach().cpu().resolve_neg()
         if dtype_name(array) == "bfloat16":
             array = array.float()
         return np.asarray(array.numpy())

@@ -80,28 +80,50 @@ def attention(
     return front.attention(problem, backend)
 
 
-def weights(query: Any, key: Any, *, backend: str | None = None, **options: Any) -> Any:
+def weights(
+    query: Any,
+    key: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    layout: str = "BHLD",
+    backend: str | None = None,
+) -> AttentionWeights:
     """The attention weights (B, H, Lq, Lk) as a lazy linear operator: `weights(q, k) @ v`.
 
     Args:
         query: (B, H, Lq, D).
         key: (B, K, Lk, D).
-        **options: mask, bias, scale, softcap, sinks, layout, as in the module's docstring.
+
+    The other options are those of the module's docstring.
 
     Returns:
         AttentionWeights, which refers to query and key and copies neither.
     """
-    front = front_end(query=query, key=key, bias=options.get("bias"), sinks=options.get("sinks"))
-    return AttentionWeights(make(query, key, **options), front, backend)
+    front = front_end(query=query, key=key, bias=bias, sinks=sinks)
+    problem = make(
+        query,
+        key,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        layout=layout,
+    )
+    return AttentionWeights(problem, front, backend)
 
 
-def scores(query: Any, key: Any, *, backend: str | None = None, **options: Any) -> Any:
+def scores(query: Any, key: Any, **options: Any) -> Any:
     """The scores (B, H, Lq, Lk), dense: after scale, softcap and bias; what a mask hides is −∞.
 
     Arguments as in `weights`. Memory is quadratic in length: this is the matrix. The type is
     float32, or float64 for float64.
     """
-    return weights(query, key, backend=backend, **options).scores()
+    return weights(query, key, **options).scores()
 
 
 def plan(query: Any, key: Any, value: Any, *, backend: str | None = None, **options: Any) -> Plan:

@@ -97,7 +97,9 @@ def backward(
     if choose(backend)[0] == "native":
         native.backward(problem, d_output, lse, delta, **wanted)
         return
-    products = as_numpy(d_output).astype(np.float64) * _own_output(problem)
+    output = _own_output(problem)
+    with np.errstate(invalid="ignore"):  # a query that sees nothing: its gradient does not count
+        products = np.where(output == 0, 0, as_numpy(d_output).astype(np.float64) * output)
     d_lse = products.sum(axis=-1) - as_numpy(delta)
     gradients = reference.backward(problem, d_output, d_lse)
     for name, array in wanted.items():

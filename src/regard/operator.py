@@ -6,7 +6,9 @@ Its read-outs are exact and take memory linear in length.
 
 from __future__ import annotations
 
+import copy
 import itertools
+from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from regard import readouts
-from regard._arrays import as_numpy, is_array
-from regard.errors import OptionError, ShapeError, StaleOperator
+from regard._arrays import as_numpy, dtype_name
+from regard.errors import DtypeError, OptionError, ShapeError, StaleOperator
+from regard.frontends import front_end
+from regard.masks import flatten
 from regard.problem import Problem
 from regard.selection import select, visible
 
@@ -66,7 +70,10 @@ class AttentionWeights:
         self._problem, self._front, self._backend = problem, front, backend
         self._axes = (True,) * (len(problem.extent.batch) + 1) if axes is None else axes
         self._lead = visible(problem, self._axes)
+        self._watched = _arrays_of(problem)
         self._versions = self._current_versions()
+        self._on_host: Problem | None = None
+        self._reader: str | None = None  # the backend that reads out there
         self._lse: npt.NDArray[Any] | None = None
         self.name: str | None = None  # of the module that attended, in a recording
 
@@ -218,10 +225,12 @@ class AttentionWeights:
         return self._dense(None, None, scores=True)
 
     def copy(self) -> AttentionWeights:
-        """An operator on copies of the queries and keys, which in-place changes do not reach."""
+        """An operator on copies of all its arrays, which in-place changes do not reach."""
         self._check_fresh()
-        copies = {name: self._front.copy(getattr(self._problem, name)) for name in ("query", "key")}
-        problem = self._problem.replace(**copies)
+        names = ("query", "key", "bias", "sinks")
+        arrays = {name: getattr(self._problem, name) for name in names}
+        copies = {n: None if a is None else self._front.copy(a) for n, a in arrays.items()}
+        problem = self._problem.replace(**copies, mask=copy.deepcopy(self._problem.mask))
         return AttentionWeights(problem, self._front, self._backend, self._axes)
 
     def __getitem__(self, index: Any) -> Any:
@@ -239,6 +248,11 @@ class AttentionWeights:
             "a deliberate request, since the matrix takes memory quadratic in length",
             "call dense() for the matrix, or a read-out for a summary of it",
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._check_fresh()
+        front = self._front.__name__
+        return _remade, (self._problem, front, self._backend, self._axes, self.name)
 
     def __repr__(self) -> str:
         mask = "" if self._problem.mask is None else f", mask {self._problem.mask!r}"
@@ -277,7 +291,8 @@ class AttentionWeights:
         found = np.empty((extent.flat_batch, extent.heads, len(i), len(j)), host.accumulation_dtype)
         keys = slice(int(j.min(initial=extent.keys)), int(j.max(initial=-1)) + 1)
         keys = keys if keys.start < keys.stop else slice(0, 0)
-        for (b, h), (start, stop) in itertools.product(self._heads(), _spans(i, len(j))):
+        width = keys.stop - keys.start
+        for (b, h), (start, stop) in itertools.product(self._heads(), _spans(i, width)):
             part = slice(int(i[start]), int(i[stop - 1]) + 1)
             block = self._block(b, h, part, keys)
             values = block.scores if scores else block.weights
@@ -289,27 +304,27 @@ class AttentionWeights:
         return list(itertools.product(range(extent.flat_batch), range(extent.heads)))
 
     def _block(self, b: int, h: int, rows: slice, keys: slice) -> readouts.Block:
-        return readouts.block(self._host(), self._host_lse(), self._backend, b, h, rows, keys)
+        return readouts.block(self._host(), self._host_lse(), self._reader, b, h, rows, keys)
 
     def _one(self, name: str, **keywords: Any) -> Any:
         return self._gather({name: keywords})[name]
 
     def _gather(self, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        found = readouts.gather(self._host(), self._host_lse(), self._backend, requests)
+        found = readouts.gather(self._host(), self._host_lse(), self._reader, requests)
         return {name: self._out_any(result) for name, result in found.items()}
 
     def _host(self) -> Problem:
         """The problem with its arrays in main memory."""
         self._check_fresh()
-        if not hasattr(self, "_on_host"):
-            self._on_host: Problem = self._front.host(self._problem)
+        if self._on_host is None:
+            self._on_host, self._reader = self._front.host(self._problem, self._backend)
         return self._on_host
 
     def _host_lse(self) -> npt.NDArray[Any]:
         """(B, H, Lq), B flattened."""
         if self._lse is None:
             extent = self._problem.extent
-            total = as_numpy(self._front.lse(self._host(), self._backend))
+            total = as_numpy(self._front.lse(self._host(), self._reader))
             self._lse = total.reshape(extent.flat_batch, extent.heads, extent.queries)
         return self._lse
 
@@ -333,18 +348,19 @@ class AttentionWeights:
 
     def _enter_layout(self, array: Any, shared_heads: int, name: str) -> Any:
         """values or y as (*batch, heads, L, size): one matrix (L, C) serves all heads."""
-        if not is_array(array):
-            raise OptionError(f"{name} of type {type(array).__name__}", "an array")
+        front_end(query=self._problem.query, **{name: array})
         batch = self._problem.extent.batch
         if len(array.shape) == 2:
             return self._front.broadcast(array, (*batch, shared_heads, *array.shape))
-        if len(array.shape) != len(self._lead) + 2:
+        has_heads, blhd = self._axes[-1], self._problem.layout == "BLHD"
+        lead = self._lead[:-1] if has_heads else self._lead
+        if tuple(array.shape[: -3 if has_heads else -2]) != lead:
+            rest = ("L, heads" if blhd else "heads, L") if has_heads else "L"
             raise ShapeError(
                 f"{name} of shape {tuple(array.shape)} for weights of shape {self.shape}",
-                f"{len(self._lead) + 2} dimensions, or one matrix (L, C) for all heads",
+                f"({', '.join((*map(str, lead), rest))}, size), or one matrix (L, C) for all heads",
             )
-        has_heads = self._axes[-1]
-        if has_heads and self._problem.layout == "BLHD":
+        if has_heads and blhd:
             array = array.swapaxes(-3, -2)
         heads = array.shape[-3] if has_heads else 1
         return array.reshape((*batch, heads, *array.shape[-2:]))
@@ -359,12 +375,14 @@ class AttentionWeights:
         return output.reshape((*self._lead[:-1], *heads_and_queries, size))
 
     def _current_versions(self) -> tuple[Any, ...]:
-        return tuple(self._front.version(a) for a in (self._problem.query, self._problem.key))
+        return tuple(self._front.version(array) for array in self._watched)
 
     def _check_fresh(self) -> None:
-        if self._versions != self._current_versions():
+        """That no array was changed in place; a version None (under compilation) cannot tell."""
+        versions = zip(self._versions, self._current_versions(), strict=True)
+        if any(now not in (then, None) for then, now in versions if then is not None):
             raise StaleOperator(
-                "the queries or keys of this operator were changed in place after it was made",
+                "an array that this operator refers to was changed in place after it was made",
                 remedy="make it anew, or keep an independent one with w.copy()",
             )
 
@@ -386,6 +404,12 @@ class Transposed:
         weights._check_fresh()
         problem = weights._problem
         y = weights._enter_layout(y, problem.extent.heads, "y")
+        if dtype_name(y) != problem.dtype:
+            raise DtypeError(
+                f"y of type {dtype_name(y)}, queries of type {problem.dtype}",
+                "one element type",
+                "convert one of them",
+            )
         wanted = (*problem.extent.shape[:-1], y.shape[-1])
         if tuple(y.shape) != wanted:
             raise ShapeError(f"y of shape {tuple(y.shape)}", f"(B, H, Lq, C) = {wanted}")
@@ -396,6 +420,22 @@ class Transposed:
 
     def __repr__(self) -> str:
         return f"{self.mT!r}, transposed"
+
+
+def _remade(
+    problem: Problem, front: str, backend: str | None, axes: tuple[bool, ...], name: str | None
+) -> AttentionWeights:
+    """The operator that was pickled."""
+    made = AttentionWeights(problem, import_module(front), backend, axes)
+    made.name = name
+    return made
+
+
+def _arrays_of(problem: Problem) -> tuple[Any, ...]:
+    """All arrays that the weights depend on."""
+    fixed = (problem.query, problem.key, problem.bias, problem.sinks)
+    in_mask = () if problem.mask is None else flatten(problem.mask)[1]
+    return (*(array for array in fixed if array is not None), *in_mask)
 
 
 def _keywords(name: str, given: Any) -> dict[str, Any]:

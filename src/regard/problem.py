@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import numbers
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from regard._arrays import dtype_name
+from regard._arrays import dtype_name, is_array
 from regard.errors import DtypeError, OptionError, ShapeError
 from regard.masks import Extent, Mask, Visibility, as_mask, flatten, rebuild, visibility
 
@@ -154,7 +155,7 @@ def make(
         scale=_scale(scale, query.shape[-1]),
         softcap=_softcap(softcap),
         dropout_p=_dropout(dropout_p),
-        dropout_seed=dropout_seed,
+        dropout_seed=_seed(dropout_seed),
         layout=layout,
     )
     _check_bias(problem)
@@ -202,37 +203,37 @@ def _check_dtypes(query: Any, key: Any, value: Any, bias: Any, sinks: Any) -> No
             remedy = "pass it as mask=, which is what booleans are for"
         raise DtypeError(
             f"{what} of type {dtype_name(array)}, query of type {name}",
-            f"{what} of type {name} or float32",
+            f"{what} of type {' or '.join(dict.fromkeys((name, 'float32')))}",
             remedy,
         )
 
 
 def _check_sizes(query: Any, key: Any, value: Any) -> None:
-    given = _shapes(query=query, key=key, value=value) + " as (B, heads, length, size)"
     *batch, heads, _, head_size = query.shape
     *key_batch, key_heads, key_length, key_size = key.shape
+    wanted = remedy = ""
     if head_size != key_size:
-        raise ShapeError(
-            given,
+        wanted = (
             f"queries and keys of one size, since their dot product is taken: {head_size} is not "
-            f"{key_size}",
-            "project one of them to the other's size first",
+            f"{key_size}"
         )
-    if batch != key_batch:
-        raise ShapeError(given, "the same batch dimensions", "expand the one that is shared")
-    if key_heads == 0 or heads % key_heads:
-        raise ShapeError(
-            given,
+        remedy = "project one of them to the other's size first"
+    elif batch != key_batch:
+        wanted, remedy = "the same batch dimensions", "expand the one that is shared"
+    elif key_heads == 0 or heads % key_heads:
+        wanted = (
             f"a number of query heads that the number of key heads divides: {heads} is not a "
-            f"multiple of {key_heads}",
+            f"multiple of {key_heads}"
         )
-    if value is None:
-        return
-    *value_batch, value_heads, value_length, _ = value.shape
-    if value_batch != batch or value_length != key_length:
-        raise ShapeError(given, "one value for each key: the same batch and the same length")
-    if value_heads not in (key_heads, heads):
-        raise ShapeError(given, f"values of {key_heads} heads, as the keys, or of {heads}")
+    elif value is not None:
+        *value_batch, value_heads, value_length, _ = value.shape
+        if value_batch != batch or value_length != key_length:
+            wanted = "one value for each key: the same batch and the same length"
+        elif value_heads not in (key_heads, heads):
+            wanted = f"values of {key_heads} heads, as the keys, or of {heads}"
+    if wanted:
+        given = _shapes(query=query, key=key, value=value)
+        raise ShapeError(f"{given} as (B, heads, length, size)", wanted, remedy)
 
 
 def _check_bias(problem: Problem) -> None:
@@ -249,23 +250,43 @@ def _check_bias(problem: Problem) -> None:
     )
 
 
-def _scale(scale: float | None, head_size: int) -> float:
+def _scale(scale: Any, head_size: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(head_size) if head_size else 1.0
-    if not math.isfinite(scale):
-        raise OptionError(f"scale={scale}", "a finite number", "leave it out for 1/√D")
-    return float(scale)
+    number = _number("scale", scale)
+    if not math.isfinite(number):
+        raise OptionError(f"scale={number}", "a finite number", "leave it out for 1/√D")
+    return number
 
 
-def _softcap(softcap: float | None) -> float:
-    if softcap is None or softcap == 0:
-        return 0.0
-    if not (math.isfinite(softcap) and softcap > 0):
+def _softcap(softcap: Any) -> float:
+    number = 0.0 if softcap is None else _number("softcap", softcap)
+    if not (math.isfinite(number) and number >= 0):
         raise OptionError(f"softcap={softcap}", "a positive number, or None for no cap")
-    return float(softcap)
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, str) or getattr(value, "requires_grad", False):
+        raise OptionError(
+            f"{name} of type {type(value).__name__}",
+            "a plain number, since no gradient reaches it",
+            "a learned factor belongs to the queries: multiply the queries by it",
+        )
+    return float(value)
 
 
 def _dropout(dropout_p: float) -> float:
     if not 0 <= dropout_p < 1:
         raise OptionError(f"dropout_p={dropout_p}", "a probability, 0 or more and below 1")
     return float(dropout_p)
+
+
+def _seed(seed: Any) -> Any:
+    if seed is None or isinstance(seed, int):
+        return seed
+    if isinstance(seed, numbers.Integral):
+        return int(seed)
+    if is_array(seed) and "int" in dtype_name(seed):
+        return seed
+    raise OptionError(f"dropout_seed={seed!r}", "an integer")

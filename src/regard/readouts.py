@@ -230,7 +230,9 @@ class Offsets(ReadOut):
 
     def __init__(self, extent: Extent, dtype: str, offsets: Any = (-1, 0, 1)) -> None:
         super().__init__(extent, dtype)
-        self.offsets = np.atleast_1d(np.asarray(offsets, np.int64))
+        self.offsets = np.atleast_1d(as_numpy(offsets))
+        if self.offsets.size and self.offsets.dtype.kind not in "iu":
+            raise OptionError(f"offsets({offsets!r})", "whole numbers")
         self.values = self.zeros(extent.queries, len(self.offsets))
 
     def add(self, block: Block) -> None:
@@ -358,12 +360,13 @@ class PooledReadOut(ReadOut):
         super().__init__(extent, dtype)
         if reduce not in ("sum", "max", "both"):
             raise OptionError(f"pooled(reduce={reduce!r})", '"sum", "max" or "both"')
-        if len(shape) != 2 or min(shape) < 1:
+        sizes = np.asarray(shape)
+        if sizes.shape != (2,) or sizes.dtype.kind not in "iu" or sizes.min() < 1:
             raise OptionError(f"pooled(shape={shape})", "two sizes, 1 or more, rows and columns")
         self.reduce = reduce
         cells = [
-            min(size, max(1, length))
-            for size, length in zip(shape, (extent.queries, extent.keys), strict=True)
+            min(int(size), max(1, length))
+            for size, length in zip(sizes, (extent.queries, extent.keys), strict=True)
         ]
         self.row_cell = np.arange(extent.queries) * cells[0] // max(1, extent.queries)
         self.key_cell = np.arange(extent.keys) * cells[1] // max(1, extent.keys)

@@ -50,7 +50,9 @@ def _expand(index: Any, rank: int) -> list[Any]:
     """One entry, an integer or a slice, for each dimension."""
     entries = list(index) if isinstance(index, tuple) else [index]
     for entry in entries:
-        if entry is not Ellipsis and not isinstance(entry, (int, np.integer, slice)):
+        if entry is not Ellipsis and (
+            isinstance(entry, bool) or not isinstance(entry, (int, np.integer, slice))
+        ):
             raise OptionError(
                 f"an operator indexed with {entry!r}",
                 "integers, slices and …",
@@ -111,14 +113,16 @@ def _apply(problem: Problem, kept: list[slice]) -> Problem:
 def _key_heads(problem: Problem, batch: tuple[slice, ...], heads: Any) -> Any:
     """The key heads that these query heads read: a view where whole groups (or one head) remain."""
     key = problem.key[batch]
+    if not len(heads):
+        return key[(..., slice(0, 1), _ALL, _ALL)]
     group = problem.extent.heads // problem.key_heads
     wanted = heads // group
     distinct = np.unique(wanted)
     steps = np.diff(distinct)
-    regular = len(heads) % max(1, len(distinct)) == 0 and np.array_equal(
-        wanted, np.repeat(distinct, len(heads) // max(1, len(distinct)))
+    regular = len(heads) % len(distinct) == 0 and np.array_equal(
+        wanted, np.repeat(distinct, len(heads) // len(distinct))
     )
-    if regular and len(distinct) and np.all(steps == (steps[0] if len(steps) else 1)):
+    if regular and np.all(steps == (steps[0] if len(steps) else 1)):
         step = int(steps[0]) if len(steps) else 1
         span = slice(int(distinct[0]), int(distinct[-1]) + 1, step)
         return key[(..., span, _ALL, _ALL)]

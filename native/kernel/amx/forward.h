@@ -1,28 +1,36 @@
 // The bfloat16 forward on the matrix unit. Keys and values are packed once for each head. Blocks of
-// rows then take their tiles of keys in three steps, and each round does one step of three tiles:
-// products of the next tile, weights of this one, sums of values of the one before. The steps do
-// not depend on one another and are cut into pieces that alternate, so that the matrix unit and the
-// vector units work at the same time.
+// rows then take their keys in tiles of 32, in three steps, and each round does one step of three
+// tiles: products of the next one, weights of this one, sums of values of a group of those before.
+// The steps do not depend on one another and are cut into pieces that alternate, so that the matrix
+// unit and the vector units work at the same time; all that they touch but keys and values stays in
+// the first-level cache.
 #ifndef REGARD_KERNEL_AMX_FORWARD_H
 #define REGARD_KERNEL_AMX_FORWARD_H
 
 namespace regard {
 namespace REGARD_NAMESPACE {
 
-// Keys in a tile of scores, at most: a multiple of kDepth.
-constexpr int64_t kKeys = 64;
-static_assert(kKeys <= kTile<float>, "Sight's and Adjust's buffers are as large as that");
+// Rows of a block, keys of a tile of scores, and tiles whose values are summed up together: their
+// sums are then loaded and stored once.
+constexpr int kBlockRows = 2 * kTileRows;
+constexpr int64_t kTileKeys = kDepth;
+constexpr int kGroupTiles = 4;
+static_assert(kBlockRows * kTileKeys * kGroupTiles <= kTileSize<float>, "as Sight's buffers are");
+
+// Scores within so many powers of 2 of 1 need no largest score to be subtracted: their weights and
+// sums lie far inside the range of float32 and of bfloat16.
+constexpr float kBounded = 60;
 
 // Fewer rows than a tile of the matrix unit leave too much of it empty.
 inline bool pays(const regard_problem &p) {
   if (p.dtype != REGARD_BFLOAT16 || !(p.scale > 0) || p.head_size == 0) return false;
-  return Cut<float>(p).heads * p.queries >= kTileRows;
+  return Cut<float>(p, kBlockRows).heads * p.queries >= kTileRows;
 }
 
 class Pipeline {
  public:
   Pipeline(const regard_problem &p, const regard_array &output, float *lse)
-      : p_(p), output_(output), lse_(lse), cut_(p), shape_(p) {}
+      : p_(p), output_(output), lse_(lse), cut_(p, kBlockRows), shape_(p) {}
 
   int run() {
     if (p_.batch == 0 || p_.heads == 0 || p_.queries == 0) return REGARD_OK;
@@ -32,8 +40,9 @@ class Pipeline {
     if (output_.data) {
       values_ = scratch.take<uint16_t>(p_.batch * p_.value_heads * shape_.value_count());
     }
-    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     slices_ = (shape_.keys + kSlice - 1) / kSlice;
+    lengths_ = scratch.take<float>(p_.batch * p_.key_heads * slices_);
+    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const int64_t heads = p_.batch * (p_.key_heads + (values_ ? p_.value_heads : 0));
     parallel(heads * slices_, p_.threads, &Pipeline::pack, this);
     return parallel(cut_.count(p_), p_.threads, &Pipeline::task, this);
@@ -46,11 +55,17 @@ class Pipeline {
   // A tile of keys on its way.
   struct Step {
     bool live = false;
-    int64_t base, begin, end;    // what some row sees, and its start rounded down to kDepth
-    int64_t first_pair, pairs;   // pairs of keys, counted from `base`, that get weights
-    float *scores;               // from `base` on
-    uint32_t *weights;           // likewise, in pairs
-    bool rescale;                // its largest scores have moved some pivot
+    int64_t base, begin, end;  // what some row sees, and its start rounded down to kTileKeys
+    float *scores;             // from `base` on
+  };
+
+  // Tiles next to one another whose weights are there, or on their way.
+  struct Group {
+    int64_t base;
+    int tiles = 0;
+    uint32_t *weights;  // in pairs of keys
+    bool add;           // to sums that are there
+    int done = 0;       // blocks of its product
   };
 
   struct State {
@@ -62,11 +77,12 @@ class Pipeline {
     uint16_t *queries;
     const uint16_t *keys, *values;
     float *scores[2], *factors, *output;
-    uint32_t *pairs[2];
-    Step now, before;     // whose weights come next; whose sums of values come next
-    int turn = 0;         // of the two buffers
-    bool fresh = true;    // nothing is in `output` yet
-    bool masked = false;  // some row could not see some key
+    Step now;               // whose weights come next
+    Group filling, summing;
+    int turn = 0;           // of the two buffers of scores
+    bool bounded;
+    bool fresh = true;      // nothing is in `output` yet
+    bool masked = false;    // some row could not see some key
   };
 
   static int pack(void *context, int64_t index) {
@@ -75,8 +91,8 @@ class Pipeline {
     const int64_t first = index % self.slices_ * kSlice, head = index / self.slices_;
     const int64_t last = std::min(first + kSlice, self.shape_.keys), keys = p.batch * p.key_heads;
     if (head < keys) {
-      pack_keys(p, head / p.key_heads, head % p.key_heads, first, last,
-                self.keys_ + head * self.shape_.key_count());
+      self.lengths_[index] = pack_keys(p, head / p.key_heads, head % p.key_heads, first, last,
+                                       self.keys_ + head * self.shape_.key_count());
     } else {
       const int64_t other = head - keys;
       pack_values(p, other / p.value_heads, other % p.value_heads, first, last,
@@ -88,89 +104,134 @@ class Pipeline {
   static int task(void *context, int64_t index) {
     const Pipeline &self = *static_cast<Pipeline *>(context);
     const regard_problem &p = self.p_;
+    constexpr int64_t tile = kTileKeys * kBlockRows;
     Scratch scratch(Scratch::kTask);
     State s;
-    auto *staging = scratch.take<float>(std::max<int64_t>(
-        kTileSize<float>, kBlock<float> * std::max(self.shape_.width, self.shape_.depth)));
-    s.queries = scratch.take<uint16_t>(kBlock<float> * self.shape_.depth);
-    for (int i = 0; i < 2; ++i) {
-      s.scores[i] = scratch.take<float>(kKeys * kBlock<float>);
-      s.pairs[i] = scratch.take<uint32_t>(kKeys / 2 * kBlock<float>);
-    }
-    s.factors = p.dropout > 0 ? scratch.take<float>(kKeys * kBlock<float>) : nullptr;
-    s.output = scratch.take<float>(kBlock<float> * self.shape_.width);
+    auto *staging = scratch.take<float>(
+        std::max(kTileKeys, kBlockRows * std::max(self.shape_.width, self.shape_.depth)));
+    s.queries = scratch.take<uint16_t>(kBlockRows * self.shape_.depth);
+    for (float *&scores : s.scores) scores = scratch.take<float>(tile);
+    s.filling.weights = scratch.take<uint32_t>(kGroupTiles * tile / 2);
+    s.summing.weights = scratch.take<uint32_t>(kGroupTiles * tile / 2);
+    s.factors = p.dropout > 0 ? scratch.take<float>(tile) : nullptr;
+    s.output = scratch.take<float>(kBlockRows * self.shape_.width);
     s.sight.allocate(p, scratch);
     s.adjust.allocate(p, staging, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     self.cut_.set(p, index, &s.rows);
-    self.rows(s, staging);
+    self.start(s, staging);
+    self.sweep(s);
     return self.finish(s, staging, scratch);
   }
 
-  // All tiles of a block of rows.
-  void rows(State &s, float *staging) const {
-    const MatrixUnit unit;
+  void start(State &s, float *staging) const {
     const int64_t b = s.rows.batch, h = s.rows.head[0];
-    s.keys = keys_ + (b * p_.key_heads + h / (p_.heads / p_.key_heads)) * shape_.key_count();
-    s.values = values_ + (b * p_.value_heads + h / (p_.heads / p_.value_heads)) * shape_.value_count();
-    pack_queries(p_, s.rows, reinterpret_cast<uint16_t *>(staging), s.queries);
+    const int64_t key_head = b * p_.key_heads + h / (p_.heads / p_.key_heads);
+    const int64_t value_head = b * p_.value_heads + h / (p_.heads / p_.value_heads);
+    s.keys = keys_ + key_head * shape_.key_count();
+    s.values = values_ + value_head * shape_.value_count();
+    const float length =
+        pack_queries(p_, s.rows, reinterpret_cast<uint16_t *>(staging), s.queries);
     s.sight.set(s.rows);
-    s.weights.reset(score_unit<float>(p_), s.rows.width);
     if (p_.dropout > 0) s.dropout.set(p_, s.rows);
-    const int64_t first = s.sight.first() / kDepth * kDepth;
-    for (int64_t begin = first; begin < s.sight.last(); begin += kKeys) {
-      tile(s, begin, std::min(begin + kKeys, p_.keys));
+    const float *lengths = lengths_ + key_head * slices_;
+    const float unit = score_unit<float>(p_);
+    const float longest = slices_ ? *std::max_element(lengths, lengths + slices_) : 0;
+    const float largest = p_.softcap > 0 ? static_cast<float>(p_.softcap) : std::sqrt(length * longest);
+    s.bounded = !p_.bias.data && largest * unit <= kBounded;
+    if (s.bounded) {
+      s.weights.reset_bounded(unit, s.rows.width);
+    } else {
+      s.weights.reset(unit, s.rows.width);
     }
-    round(s, Step());
-    round(s, Step());
   }
 
-  void tile(State &s, int64_t begin, int64_t end) const {
-    Step step;
-    step.base = begin;
-    const int64_t last = end;
-    const View view = s.sight.look(&begin, &end);
-    s.masked |= view != View::kAll || begin != step.base || end != last;
+  // All tiles of a block of rows.
+  void sweep(State &s) const {
+    const MatrixUnit unit;
+    const bool hides = p_.intervals.data || p_.mask.data;
+    const int64_t first = s.sight.first() / kTileKeys * kTileKeys;
+    for (int64_t g = first; g < s.sight.last(); g += kGroupTiles * kTileKeys) {
+      const int64_t stop = std::min(g + kGroupTiles * kTileKeys, p_.keys);
+      int64_t begin = g, end = stop;
+      bool whole = !hides;
+      // Looks at a dense mask are dear, and are left to the tiles.
+      if (p_.intervals.data && !p_.mask.data) {
+        const View view = s.sight.look(&begin, &end);
+        whole = view == View::kAll && begin == g && end == stop;
+        s.masked |= !whole;
+        if (view == View::kNone) continue;
+      }
+      for (int64_t j = begin / kTileKeys * kTileKeys; j < end; j += kTileKeys) {
+        tile(s, j, std::min(j + kTileKeys, p_.keys), whole);
+      }
+    }
+    round(s, Step());
+    close(s);
+    close(s);
+  }
+
+  void tile(State &s, int64_t begin, int64_t end, bool whole) const {
+    const int64_t base = begin, last = end;
+    const View view = whole ? View::kAll : s.sight.look(&begin, &end);
+    s.masked |= view != View::kAll || begin != base || end != last;
     if (view == View::kNone) return;
-    step.live = true;
-    step.base = begin / kDepth * kDepth;
-    step.begin = begin;
-    step.end = end;
-    step.first_pair = (begin - step.base) / 2;
-    step.pairs = (end - step.base + 1) / 2 - step.first_pair;
-    step.scores = s.scores[s.turn];
-    step.weights = s.pairs[s.turn];
     s.turn = 1 - s.turn;
-    round(s, step);
+    round(s, {true, base, begin, end, s.scores[s.turn]});
     settle(s, view);
   }
 
-  // The products of `next`, the weights of s.now and the sums of values of s.before.
+  // The products of `next`, the weights of s.now and some of the sums of values of s.summing.
   void round(State &s, const Step &next) const {
-    const TileProduct scores = product_of_queries(s, next), sums = product_of_values(s);
-    const int blocks = scores.blocks() + sums.blocks();
-    const int64_t steps = s.now.live ? s.now.pairs * (s.rows.width / kLanes<float>) : 0;
-    int64_t done = 0;
-    for (int i = 0; i < blocks; ++i) {
-      if (i < scores.blocks()) {
-        scores.block(i);
-      } else {
-        sums.block(i - scores.blocks());
-      }
-      const int64_t last = steps * (i + 1) / blocks;
-      weigh(s, done, last);
-      done = last;
+    Weigher weigher = s.now.live ? start_weights(s) : Weigher();
+    if (next.live) {
+      const TileProduct products = product_of_queries(s, next);
+      for (int i = 0; i < products.blocks(); ++i) products.block(i, weigher);
     }
-    weigh(s, done, steps);
-    if (sums.blocks()) s.fresh = false;
-    if (s.now.live && s.now.rescale && !s.fresh) rescale(s);
-    s.before = s.now;
+    if (s.summing.tiles) {
+      const TileProduct sums = product_of_values(s, s.summing);
+      const int stop = s.summing.done + (sums.blocks() + kGroupTiles - 1) / kGroupTiles;
+      sum(s, sums, std::min(stop, sums.blocks()), weigher);
+    }
+    weigher.finish();
     s.now = next;
+  }
+
+  Weigher start_weights(State &s) const {
+    const Step &now = s.now;
+    const int width = s.rows.width;
+    Group &group = s.filling;
+    if (group.tiles == kGroupTiles || now.base != group.base + group.tiles * kTileKeys) close(s);
+    if (!group.tiles) group.base = now.base;
+    uint32_t *to = group.weights + group.tiles++ * kTileKeys / 2 * width;
+    // Pairs of keys that nothing sees weigh nothing.
+    const int64_t first = (now.begin - now.base) / 2, last = (now.end - now.base + 1) / 2;
+    std::fill(to, to + first * width, 0u);
+    std::fill(to + last * width, to + kTileKeys / 2 * width, 0u);
+    const int64_t skip = 2 * first * width;
+    return Weigher(&s.weights, now.scores + skip, s.factors ? s.factors + skip : nullptr,
+                   last - first, width, to + first * width);
+  }
+
+  // Ends the group that is being filled; its sums come next, and those before it are finished.
+  void close(State &s) const {
+    Weigher nothing;
+    if (s.summing.tiles) {
+      const TileProduct sums = product_of_values(s, s.summing);
+      sum(s, sums, sums.blocks(), nothing);
+    }
+    std::swap(s.filling, s.summing);
+    s.filling.tiles = s.filling.done = 0;
+    s.summing.add = !s.fresh;
+    if (s.summing.tiles) s.fresh = false;
+  }
+
+  void sum(State &s, const TileProduct &sums, int stop, Weigher &weigher) const {
+    for (; s.summing.done < stop; ++s.summing.done) sums.block(s.summing.done, weigher);
   }
 
   TileProduct product_of_queries(const State &s, const Step &next) const {
     TileProduct product;
-    if (!next.live) return product;
     const int64_t row = shape_.depth * 2;
     product.a = reinterpret_cast<const char *>(s.keys + next.base * shape_.depth);
     product.a_row = row;
@@ -185,53 +246,39 @@ class Pipeline {
     return product;
   }
 
-  TileProduct product_of_values(const State &s) const {
+  TileProduct product_of_values(const State &s, const Group &group) const {
     TileProduct product;
-    if (!s.before.live || !values_) return product;
-    product.a = reinterpret_cast<const char *>(s.values + s.before.base * shape_.width);
+    if (!values_) return product;
+    product.a = reinterpret_cast<const char *>(s.values + group.base * shape_.width);
     product.a_row = kTileBytes;
     product.a_tile = kTileBytes * kTileRows;
     product.a_depth = kTileBytes * shape_.width;
-    product.b = reinterpret_cast<const char *>(s.before.weights);
+    product.b = reinterpret_cast<const char *>(group.weights);
     product.c = reinterpret_cast<char *>(s.output);
     product.width = s.rows.width * 4;
     product.tiles_m = static_cast<int>(shape_.width / kTileRows);
     product.tiles_n = s.rows.width / kTileRows;
-    product.depth = (s.before.end - s.before.base + kDepth - 1) / kDepth;
-    product.add = !s.fresh;
+    product.depth = group.tiles;
+    product.add = group.add;
     return product;
-  }
-
-  void weigh(State &s, int64_t first, int64_t last) const {
-    const int width = s.rows.width;
-    const Step &now = s.now;
-    if (first == last) return;
-    const int64_t skip = 2 * now.first_pair * width;
-    uint32_t *to = now.weights + now.first_pair * width;
-    if (p_.dropout > 0) {
-      s.weights.weigh<true>(now.scores + skip, s.factors + skip, width, now.pairs, to, first, last);
-    } else {
-      s.weights.weigh<false>(now.scores + skip, nullptr, width, now.pairs, to, first, last);
-    }
   }
 
   // What is left to do to the scores of s.now before they can become weights.
   void settle(State &s, View view) const {
-    Step &now = s.now;
+    const Step &now = s.now;
     const int width = s.rows.width;
     const int64_t lead = now.begin - now.base, count = now.end - now.begin;
     float *scores = now.scores + lead * width;
     s.adjust.apply(s.rows, now.begin, now.end, scores);
     if (view == View::kSome) hide(s.sight, count, width, scores);
-    // Weights come in pairs of keys, and are summed up in multiples of kDepth.
-    const int64_t first = 2 * now.first_pair, last = first + 2 * now.pairs;
-    std::fill(now.scores + first * width, scores, -kInfinity<float>);
-    std::fill(scores + count * width, now.scores + last * width, -kInfinity<float>);
-    std::fill_n(now.weights, now.first_pair * width, 0u);
-    std::fill(now.weights + last / 2 * width,
-              now.weights + round_up(now.end - now.base, kDepth) / 2 * width, 0u);
-    if (p_.dropout > 0) s.dropout.fill(now.base, last, s.factors);
-    now.rescale = s.weights.rise(scores, count, width);
+    // Weights come in pairs of keys.
+    if (lead % 2) std::fill(scores - width, scores, -kInfinity<float>);
+    if ((lead + count) % 2) std::fill_n(scores + count * width, width, -kInfinity<float>);
+    if (p_.dropout > 0) s.dropout.fill(now.base, round_up(lead + count, 2), s.factors);
+    if (s.bounded || !s.weights.rise(scores, count, width)) return;
+    close(s);
+    close(s);
+    if (!s.fresh) rescale(s);
   }
 
   static void hide(const Sight<float> &sight, int64_t count, int width, float *scores) {
@@ -303,6 +350,7 @@ class Pipeline {
   Cut<float> cut_;
   PackedShape shape_;
   uint16_t *keys_ = nullptr, *values_ = nullptr;
+  float *lengths_ = nullptr;  // squared, of the longest key of each slice
   int64_t slices_ = 0;
 };
 

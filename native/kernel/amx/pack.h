@@ -30,16 +30,38 @@ REGARD_INLINE void copy_padded(const uint16_t *from, int64_t size, uint16_t *to,
   }
 }
 
-// Keys [first, last) of one head; `first` is a multiple of kDepth.
-inline void pack_keys(const regard_problem &p, int64_t batch, int64_t head, int64_t first,
-                      int64_t last, uint16_t *to) {
+// Squares of the lengths of 16 rows of `depth` elements.
+REGARD_INLINE F square_lengths(const uint16_t *rows, int64_t depth) {
+  F parts[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t d = 0; d < depth; d += kDepth) {
+      const auto x = (__m512bh)_mm512_loadu_si512(rows + i * depth + d);
+      sum = _mm512_dpbf16_ps(sum, x, x);
+    }
+    parts[i] = {sum};
+  }
+  return sum_each<float>(parts);
+}
+REGARD_INLINE float largest(F a) { return _mm512_reduce_max_ps(a.v); }
+
+// Keys [first, last) of one head; `first` is a multiple of kDepth. Returns the square of the length
+// of the longest, NaN left out.
+inline float pack_keys(const regard_problem &p, int64_t batch, int64_t head, int64_t first,
+                       int64_t last, uint16_t *to) {
   const PackedShape shape(p);
+  F longest = broadcast(0.f);
   for (int64_t j = first; j < round_up(last, kDepth); ++j) {
     const bool there = j < p.keys;
     const void *row = row_of(p.key, REGARD_BFLOAT16, batch, head, there ? j : 0);
     copy_padded(static_cast<const uint16_t *>(row), there ? p.head_size : 0, to + j * shape.depth,
                 shape.depth);
+    if (j % 16 == 15) {
+      longest = max(square_lengths(to + (j - 15) * shape.depth, shape.depth), longest);
+    }
   }
+  return largest(longest);
 }
 
 inline void pack_values(const regard_problem &p, int64_t batch, int64_t head, int64_t first,
@@ -68,22 +90,25 @@ inline void pack_values(const regard_problem &p, int64_t batch, int64_t head, in
 }
 
 // Pairs of a query's elements to [pair][row], for the rows of a block. `staging` holds 16 padded
-// queries.
-inline void pack_queries(const regard_problem &p, const Rows<float> &rows, uint16_t *staging,
-                         uint16_t *to) {
+// queries. Returns the square of the length of the longest, NaN left out.
+inline float pack_queries(const regard_problem &p, const Rows<float> &rows, uint16_t *staging,
+                          uint16_t *to) {
   const int64_t depth = PackedShape(p).depth;
   auto *pairs = reinterpret_cast<float *>(to);
+  F longest = broadcast(0.f);
   for (int r = 0; r < rows.width; r += kTileRows) {
     for (int i = 0; i < kTileRows; ++i) {
       const void *row =
           row_of(p.query, REGARD_BFLOAT16, rows.batch, rows.head[r + i], rows.query[r + i]);
       copy_padded(static_cast<const uint16_t *>(row), p.head_size, staging + i * depth, depth);
     }
+    longest = max(square_lengths(staging, depth), longest);
     for (int64_t d = 0; d < depth / 2; d += kTileRows) {
       transpose_square(reinterpret_cast<const float *>(staging) + d, depth / 2,
                        pairs + d * rows.width + r, rows.width);
     }
   }
+  return largest(longest);
 }
 
 }  // namespace REGARD_NAMESPACE

@@ -70,27 +70,31 @@ struct TileProduct {
 
   int blocks() const { return (tiles_m + 1) / 2 * ((tiles_n + 1) / 2); }
 
-  REGARD_INLINE void block(int index) const {
+  // `between(n)` is called after each step, to do n pieces of other work meanwhile.
+  template <class Between>
+  void block(int index, Between &between) const {
     const int across = (tiles_n + 1) / 2, m = index / across * 2, n = index % across * 2;
     const char *left = a + m * a_tile, *right = b + n * kTileBytes;
     char *sum = c + m * kTileRows * width + n * kTileBytes;
     if (m + 1 < tiles_m) {
       if (n + 1 < tiles_n) {
-        multiply<2, 2>(left, right, sum);
+        multiply<2, 2>(left, right, sum, between);
       } else {
-        multiply<2, 1>(left, right, sum);
+        multiply<2, 1>(left, right, sum, between);
       }
     } else if (n + 1 < tiles_n) {
-      multiply<1, 2>(left, right, sum);
+      multiply<1, 2>(left, right, sum, between);
     } else {
-      multiply<1, 1>(left, right, sum);
+      multiply<1, 1>(left, right, sum, between);
     }
   }
 
  private:
   // Tiles 0 to 3 hold c, 4 and 5 a, 6 and 7 b.
-  template <int kM, int kN>
-  REGARD_INLINE void multiply(const char *left, const char *right, char *sum) const {
+  template <int kM, int kN, class Between>
+  REGARD_NOINLINE void multiply(const char *left, const char *right, char *sum,
+                                Between &shared) const {
+    Between between = shared;
     const int64_t down = kTileRows * width;
     if (add) {
       tile_load<0>(sum, width);
@@ -107,22 +111,39 @@ struct TileProduct {
       tile_load<4>(left, a_row);
       tile_load<6>(right, width);
       tile_multiply<0, 4, 6>();
+      between.run(1);
       if constexpr (kN > 1) {
         tile_load<7>(right + kTileBytes, width);
         tile_multiply<1, 4, 7>();
+        between.run(1);
       }
       if constexpr (kM > 1) {
         tile_load<5>(left + a_tile, a_row);
         tile_multiply<2, 5, 6>();
-        if constexpr (kN > 1) tile_multiply<3, 5, 7>();
+        between.run(1);
+        if constexpr (kN > 1) {
+          tile_multiply<3, 5, 7>();
+          between.run(1);
+        }
       }
       left += a_depth;
       right += down;
     }
     tile_store<0>(sum, width);
-    if constexpr (kN > 1) tile_store<1>(sum + kTileBytes, width);
-    if constexpr (kM > 1) tile_store<2>(sum + down, width);
-    if constexpr (kM > 1 && kN > 1) tile_store<3>(sum + down + kTileBytes, width);
+    between.run(2);
+    if constexpr (kN > 1) {
+      tile_store<1>(sum + kTileBytes, width);
+      between.run(2);
+    }
+    if constexpr (kM > 1) {
+      tile_store<2>(sum + down, width);
+      between.run(2);
+    }
+    if constexpr (kM > 1 && kN > 1) {
+      tile_store<3>(sum + down + kTileBytes, width);
+      between.run(2);
+    }
+    shared = between;
   }
 };
 

@@ -5,10 +5,10 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
-// 2^r on [0, 1] with the least relative error: 2.6e-6, against 2e-3 of bfloat16. Log-sum-exps are made
-// of these too, before they are rounded.
+// 2^r on [0, 1] with the least relative error: 2.6e-6, against 2e-3 of bfloat16. Log-sum-exps are
+// made of these too, before they are rounded.
 constexpr float kShortExp2[] = {1.00000259337069f, 0.69300383446999f, 0.24144275689141f,
-                               0.0520114606104612f, 0.013534167916049f};
+                                0.0520114606104612f, 0.013534167916049f};
 
 REGARD_INLINE F short_exp2(F x) { return scale_exp2(polynomial(kShortExp2, fraction(x)), x); }
 
@@ -17,13 +17,20 @@ REGARD_INLINE __m512i pair_bfloat16(F even, F odd) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
                                          8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512bh both = _mm512_cvtne2ps_pbh(odd.v, even.v);
-  return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(both));
+  return _mm512_permutexvar_epi16(order, (__m512i)both);
 }
 
 // The online softmax in two steps: first the pivots of a tile, from its scores alone; then its
 // weights, piece by piece.
 struct Weights : Softmax<float> {
   float shift[kBlock<float>];
+
+  // For scores that are known to be small: pivots stay at 0.
+  void reset_bounded(float score_unit, int width) {
+    reset(score_unit, width);
+    std::fill_n(pivot, width, 0.f);
+    std::fill_n(shift, width, 0.f);
+  }
 
   // Returns whether some row must be rescaled.
   bool rise(const float *scores, int64_t keys, int width) {
@@ -42,19 +49,6 @@ struct Weights : Softmax<float> {
     return rises;
   }
 
-  // Steps [first, last) of `pairs` steps per vector of rows; a step is a pair of keys.
-  template <bool kDropout>
-  REGARD_INLINE void weigh(const float *scores, const float *factors, int width, int64_t pairs,
-                           uint32_t *to, int64_t first, int64_t last) {
-    while (first < last) {
-      const int64_t r = first / pairs * kLanes<float>, begin = first % pairs;
-      const int64_t end = std::min(pairs, begin + last - first);
-      weigh_lanes<kDropout>(scores + r, factors + r, width, to + r, static_cast<int>(r), begin,
-                            end);
-      first += end - begin;
-    }
-  }
-
  private:
   bool rise_lanes(F most, int r) {
     const F lowest = broadcast(-kInfinity<float>), zero = broadcast(0.f), u = broadcast(unit);
@@ -69,26 +63,62 @@ struct Weights : Softmax<float> {
     store(shift + r, down);
     return any(rises);
   }
+};
 
-  template <bool kDropout>
-  REGARD_INLINE void weigh_lanes(const float *scores, const float *factors, int width, uint32_t *to,
-                                 int r, int64_t begin, int64_t end) {
-    const F u = broadcast(unit), down = load(shift + r);
-    F total = load(sum + r), other = broadcast(0.f);
-    for (int64_t i = begin; i < end; ++i) {
-      const float *at = scores + 2 * i * width;
-      F even = short_exp2(fma(load(at), u, down));
-      F odd = short_exp2(fma(load(at + width), u, down));
-      total = total + even;
-      other = other + odd;
-      if (kDropout) {
-        even = even * load(factors + 2 * i * width);
-        odd = odd * load(factors + (2 * i + 1) * width);
-      }
-      _mm512_storeu_si512(to + i * width, pair_bfloat16(even, odd));
-    }
-    store(sum + r, total + other);
+// The second step, which other work interrupts: `run` makes a few weights at a time.
+class Weigher {
+ public:
+  Weigher() = default;
+  // Of `pairs` pairs of keys. `factors`: of the dropout, laid out as the scores, or null.
+  Weigher(Weights *weights, const float *scores, const float *factors, int64_t pairs, int width,
+          uint32_t *to)
+      : weights_(weights), scores_(scores), factors_(factors), to_(to), pairs_(pairs),
+        width_(width), left_(pairs * (width / kLanes<float>)) {
+    if (left_) begin();
   }
+
+  REGARD_INLINE void run(int64_t count) {
+    for (count = std::min(count, left_); count > 0; --count) {
+      step();
+      --left_;
+      if (++pair_ < pairs_) continue;
+      store(weights_->sum + row_, even_ + odd_);
+      row_ += kLanes<float>;
+      pair_ = 0;
+      if (left_) begin();
+    }
+  }
+  REGARD_INLINE void finish() { run(left_); }
+
+ private:
+  REGARD_INLINE void begin() {
+    even_ = load(weights_->sum + row_);
+    odd_ = broadcast(0.f);
+    shift_ = load(weights_->shift + row_);
+  }
+
+  REGARD_INLINE void step() {
+    const F unit = broadcast(weights_->unit);
+    const int64_t at = 2 * pair_ * width_ + row_;
+    F even = load(scores_ + at), odd = load(scores_ + at + width_);
+    even = short_exp2(fma(even, unit, shift_));
+    odd = short_exp2(fma(odd, unit, shift_));
+    even_ = even_ + even;
+    odd_ = odd_ + odd;
+    if (factors_) {
+      even = even * load(factors_ + at);
+      odd = odd * load(factors_ + at + width_);
+    }
+    _mm512_storeu_si512(to_ + pair_ * width_ + row_, pair_bfloat16(even, odd));
+  }
+
+  Weights *weights_ = nullptr;
+  const float *scores_ = nullptr, *factors_ = nullptr;
+  uint32_t *to_ = nullptr;
+  int64_t pairs_ = 0, pair_ = 0;
+  int width_ = 0, row_ = 0;
+  int64_t left_ = 0;
+  F even_, odd_, shift_;  // sums so far, and what is added, for the vector of rows at hand
 };
 
 }  // namespace REGARD_NAMESPACE

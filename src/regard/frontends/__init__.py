@@ -11,7 +11,7 @@ A framework is never imported for the user: it is there because their array brou
     check(*arrays)                      that they can be used together
     version(array)                      changes with each change in place; None: cannot tell
     copy(array)                         an independent copy
-    host(problem)                       the problem with its arrays in main memory
+    host(problem, backend)              the problem in main memory, and what reads it out there
     plan(problem, backend)              what would compute the problem
 """
 
@@ -30,11 +30,15 @@ _FRAMEWORKS = ("numpy", "torch")
 
 
 def front_end(**arrays: Any) -> ModuleType:
-    """The front end for these arrays (None is skipped), which must all be of one framework.
+    """The front end for these arrays, all of one framework; bias and sinks may be None.
 
     Raises: ArrayTypeError.
     """
-    found = {_framework(name, array): name for name, array in arrays.items() if array is not None}
+    found = {
+        _framework(name, array): name
+        for name, array in arrays.items()
+        if array is not None or name not in ("bias", "sinks")
+    }
     if len(found) > 1:
         kinds = ", ".join(f"{name} from {framework}" for framework, name in found.items())
         raise ArrayTypeError(f"arrays of different frameworks: {kinds}", "one framework a call")
@@ -56,11 +60,17 @@ def _load(framework: str) -> ModuleType:
 
 
 def _framework(name: str, array: Any) -> str:
+    if isinstance(array, np.ma.MaskedArray):
+        raise ArrayTypeError(
+            f"{name} of type MaskedArray",
+            "a plain array",
+            f"pass {name}.data, and what a query may see as mask=",
+        )
     if isinstance(array, np.ndarray):
         return "numpy"
     for kind in type(array).__mro__:
         root = kind.__module__.partition(".")[0]
-        if root in _FRAMEWORKS and hasattr(array, "shape"):
+        if root in _FRAMEWORKS and hasattr(kind, "shape"):
             return root
     raise ArrayTypeError(
         f"{name} of type {type(array).__name__}",

@@ -75,7 +75,7 @@ def check(**arrays: Array | None) -> None:
     """NumPy's arrays all lie in one memory: nothing to check."""
 
 
-def version(array: Array) -> None:
+def version(array: Any) -> None:
     """NumPy does not count changes."""
 
 
@@ -84,9 +84,9 @@ def copy(array: Array) -> Array:
     return array.copy()
 
 
-def host(problem: Problem) -> Problem:
-    """The problem with its arrays in main memory: itself."""
-    return problem
+def host(problem: Problem, backend: str | None) -> tuple[Problem, str | None]:
+    """The problem with its arrays in main memory, and what reads it out: as they are."""
+    return problem, backend
 
 
 def plan(problem: Problem, backend: str | None) -> dispatch.Plan:

@@ -125,7 +125,7 @@ def backward(
     """Write those gradients that are given an array; lse, delta and d_sinks contiguous.
 
     delta is Σ_e d_output · output − d_lse, (B, H, Lq). d_bias and d_sinks are of the accumulation
-    type, and d_bias has the shape of the bias.
+    type, and d_bias has the shape of the bias: with all batch dimensions, or shared along all.
     """
     call = _Call(problem)
     gradients = _Gradients(
@@ -135,7 +135,7 @@ def backward(
         d_query=_Array() if d_query is None else call.array(d_query),
         d_key=_Array() if d_key is None else call.array(d_key),
         d_value=_Array() if d_value is None else call.array(d_value),
-        d_bias=_Grid() if d_bias is None else call.grid(d_bias),
+        d_bias=_Grid() if d_bias is None else call.bias(d_bias),
         d_sinks=_address(d_sinks),
     )
     _check(_library().regard_backward(ctypes.byref(call.struct), ctypes.byref(gradients)))
@@ -175,7 +175,7 @@ class _Call:
             _Array() if value is None else self.array(value),
             _Intervals() if seen.intervals is None else self._intervals(seen.intervals),
             _Grid() if seen.dense is None else self.grid(seen.dense),
-            _Grid() if problem.bias is None else self.grid(problem.bias),
+            _Grid() if problem.bias is None else self.bias(problem.bias),
             _address(sinks),
             _DTYPE_CODES[problem.dtype],
             0 if problem.bias is None else _DTYPE_CODES[dtype_name(problem.bias)],
@@ -185,29 +185,25 @@ class _Call:
         """An array (*batch, heads, L, size) as (B, heads, L, size)."""
         shape = array.shape
         if len(shape) != 4:
-            array = array.reshape((-1, *shape[-3:]) if 0 not in shape else (0, 0, 0, 0))
-        strides = _strides(array)
-        if strides[-1] != 1 and array.shape[-1] > 1:
-            array = _contiguous(array)
-            strides = _strides(array)
+            array = array.reshape((self._extent.flat_batch, *shape[-3:]))
+        array = _readable(array)
         self._alive.append(array)
-        return _Array(_address(array), *strides[:3])
+        return _Array(_address(array), *_strides(array)[:3])
+
+    def bias(self, array: Any) -> _Grid:
+        """A bias, or its gradient: an array that broadcasts to (*batch, H, Lq, Lk)."""
+        array = array if hasattr(array, "data_ptr") else np.asarray(array)
+        array = array.reshape((1,) * (len(self._extent.shape) - len(array.shape)) + array.shape)
+        batch, rest = array.shape[:-3], array.shape[-3:]
+        if all(size == 1 for size in batch):
+            return self.grid(array.reshape((1, *rest)))
+        wide = (*self._extent.batch, *rest)
+        array = array.expand(wide) if hasattr(array, "expand") else np.broadcast_to(array, wide)
+        return self.grid(array.reshape((self._extent.flat_batch, *rest)))
 
     def grid(self, array: Any) -> _Grid:
-        """An array that broadcasts to (*batch, H, Lq, Lk), with zero strides where it is shared."""
-        array = array.reshape((1,) * (len(self._extent.shape) - len(array.shape)) + array.shape)
-        lead, rest = array.shape[:-3], array.shape[-3:]
-        if len(lead) > 1 and any(size != 1 for size in lead):
-            array = as_numpy(array) if not hasattr(array, "expand") else array
-            wide = (*self._extent.batch, *rest)
-            array = (
-                np.broadcast_to(array, wide)
-                if isinstance(array, np.ndarray)
-                else (array.expand(wide))
-            )
-        array = array.reshape(-1, *rest) if 0 not in array.shape else array.reshape(0, *rest)
-        if _strides(array)[-1] != 1 and array.shape[-1] > 1:
-            array = _contiguous(array)
+        """An array (B|1, H|1, Lq|1, Lk|1), with zero strides where it is shared."""
+        array = _readable(array)
         self._alive.append(array)
         strides = (
             0 if size == 1 else stride
@@ -242,8 +238,17 @@ def _strides(array: Any) -> tuple[int, ...]:
     return tuple(stride // size for stride in array.strides)
 
 
-def _contiguous(array: Any) -> Any:
-    return array.contiguous() if hasattr(array, "data_ptr") else np.ascontiguousarray(array)
+def _readable(array: Any) -> Any:
+    """The array where the kernels can read it in place, else a copy.
+
+    A row's elements must lie side by side, be aligned (NumPy's packed records are not), and stand
+    for themselves (PyTorch has views that stand for the negative).
+    """
+    if hasattr(array, "data_ptr"):
+        array = array.resolve_neg() if array.is_neg() else array
+        return array if array.stride(-1) == 1 or array.shape[-1] < 2 else array.contiguous()
+    beside = array.strides[-1] == array.itemsize or array.shape[-1] < 2
+    return array if beside and array.flags.aligned else np.array(array, order="C")
 
 
 def _check(status: int) -> None:

@@ -11,13 +11,16 @@ from regard._arrays import as_numpy, dtype_name, is_array
 from regard.errors import MaskError
 from regard.masks.intervals import Extent
 
-__all__ = ["integers", "per_batch", "sequence_of"]
+__all__ = ["FAR", "integers", "per_batch", "sequence_of"]
+
+# Farther than any position, and far enough from int64's end that positions can be added to it.
+FAR = 1 << 60
 
 
 def integers(value: Any, name: str) -> Any:
-    """An integer as int; an integer array as it is; lists become arrays."""
+    """An integer as int, at most ±FAR; an integer array as it is; lists become arrays."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return int(value)
+        return max(-FAR, min(int(value), FAR))
     array = value if is_array(value) else np.asarray(value)
     if "int" not in dtype_name(array):
         raise MaskError(f"{name} of type {dtype_name(array)}", "integers")
@@ -28,7 +31,7 @@ def per_batch(
     value: Any, extent: Extent, name: str, negative: bool = False
 ) -> npt.NDArray[np.int64]:
     """(B|1, 1, 1) from an integer or an array with one for each batch element."""
-    array = as_numpy(value).astype(np.int64)
+    array = as_numpy(value).astype(np.int64).clip(-FAR, FAR)
     if array.ndim and array.shape not in ((1,), (extent.flat_batch,), extent.batch):
         raise MaskError(
             f"{name} of shape {array.shape}",

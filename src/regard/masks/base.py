@@ -45,6 +45,12 @@ class Mask:
     def __ror__(self, other: object) -> Mask:
         return Either(as_mask(other), self)
 
+    def __bool__(self) -> bool:
+        raise MaskError(
+            f"{self!r} where a truth value is wanted",
+            remedy="combine masks with & and |, not with `and` and `or`",
+        )
+
     def draw(self, queries: int = 8, keys: int | None = None) -> str:
         """A picture for Lq queries (rows) and Lk keys (columns): ■ is seen, · is hidden.
 
@@ -107,14 +113,12 @@ class Dense(Mask):
     def visibility(self, extent: Extent) -> Visibility:
         seen = as_numpy(self.seen)
         _check_dense(seen.shape, extent)
-        lead = (1,) * (len(extent.shape) - seen.ndim)
-        seen = seen.reshape(lead + seen.shape)
-        if len(extent.batch) != 1:
-            batch = seen.shape[: len(extent.batch)]
-            if any(size != 1 for size in batch):
-                seen = np.broadcast_to(seen, extent.batch + seen.shape[len(batch) :])
-            seen = seen.reshape(-1, *seen.shape[len(batch) :])
-        return Visibility(dense=seen)
+        seen = seen.reshape((1,) * (len(extent.shape) - seen.ndim) + seen.shape)
+        batch, rest = seen.shape[:-3], seen.shape[-3:]
+        if all(size == 1 for size in batch):
+            return Visibility(dense=seen.reshape(1, *rest))
+        seen = np.broadcast_to(seen, extent.batch + rest)
+        return Visibility(dense=seen.reshape(extent.flat_batch, *rest))
 
     def __repr__(self) -> str:
         return f"array{tuple(self.seen.shape)}"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard.errors import MaskError, OptionError
-from regard.masks.arguments import integers, per_batch
+from regard.masks.arguments import FAR, integers, per_batch
 from regard.masks.base import Mask
 from regard.masks.intervals import Extent, Visibility, interval
 
@@ -87,8 +87,8 @@ def window(left: int | None, right: int | None, align: Align = None) -> Mask:
                 "count the keys before (left) and after (right) the query's own position",
             )
     return Window(
-        None if left is None else int(left),
-        None if right is None else int(right),
+        None if left is None else min(int(left), FAR),
+        None if right is None else min(int(right), FAR),
         _checked_align(align, "window"),
     )
 

@@ -66,14 +66,14 @@ class Documents(Mask):
     def visibility(self, extent: Extent) -> Visibility:
         ids = sequence_of(self.ids, extent, extent.queries, "documents(ids)", "Lq")
         key_ids = sequence_of(self.key_ids, extent, extent.keys, "documents(key_ids)", "Lk")
-        batch = max(len(ids), len(key_ids))
+        batch = len(ids) if len(key_ids) == 1 else len(key_ids)
         ids = np.broadcast_to(ids, (batch, extent.queries))
         key_ids = np.broadcast_to(key_ids, (batch, extent.keys))
         pairs = [_document_runs(*row) for row in zip(ids, key_ids, strict=True)]
         if max((p.shape[1] for p in pairs), default=0) > MOST_INTERVALS:
             same = (ids[:, :, None] == key_ids[:, None, :]) & (ids[:, :, None] >= 0)
             return Visibility(dense=same[:, None])
-        return Visibility(_stack(pairs)[:, None])
+        return Visibility(_stack(pairs, extent.queries)[:, None])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,12 +165,10 @@ def _document_runs(ids: npt.NDArray[Any], key_ids: npt.NDArray[Any]) -> npt.NDAr
     return np.where((np.arange(most) < count[:, None])[..., None], found, 0).astype(np.int32)
 
 
-def _stack(parts: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-    """Stack (..., n, 2) of different n along a new first dimension, padded with empty pairs."""
+def _stack(parts: list[npt.NDArray[np.int32]], *lead: int) -> npt.NDArray[np.int32]:
+    """Stack (*lead, n, 2) of different n along a new first dimension, padded with empty pairs."""
     most = max([1, *(part.shape[-2] for part in parts)])
-    if not parts:
-        return np.zeros((0, most, 2), np.int32)
-    stacked = np.zeros((len(parts), *parts[0].shape[:-2], most, 2), np.int32)
+    stacked = np.zeros((len(parts), *lead, most, 2), np.int32)
     for row, part in zip(stacked, parts, strict=True):
         row[..., : part.shape[-2], :] = part
     return stacked

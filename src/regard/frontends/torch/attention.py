@@ -1,7 +1,7 @@
 """Which way a call on tensors takes.
 
-Under torch.compile: the operators of ops.py. On another device than the CPU: PyTorch's own
-attention. With gradients: autograd.py. Otherwise straight to the kernels.
+On another device than the CPU: PyTorch's own attention. Under torch.compile, or where tensors stand
+for others: the operators of ops.py. With gradients: autograd.py. Otherwise straight to the kernels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regard import dispatch
-from regard.errors import BackendError, DeviceError
+from regard.errors import ArrayTypeError, BackendError, DeviceError
 from regard.frontends.torch import native, ops, own
 from regard.frontends.torch.autograd import Attention, Transposed, needs_gradient
 from regard.problem import Problem
@@ -36,10 +36,10 @@ __all__ = [
 
 def attention(problem: Problem, backend: str | None) -> Tensor:
     """Output (B, H, Lq, E), or (B, Lq, H, E) in the layout BLHD."""
-    problem = _seeded(problem)
+    problem = _whole_bias(_seeded(problem))
     if _elsewhere(problem, backend):
         output = own.output(problem)
-    elif torch.compiler.is_compiling():
+    elif torch.compiler.is_compiling() or _traced(problem):
         output, _ = ops.attention(problem, backend)
     elif needs_gradient(problem):
         output, _ = Attention.apply(problem, backend, *_tensors(problem))
@@ -50,10 +50,10 @@ def attention(problem: Problem, backend: str | None) -> Tensor:
 
 def attention_lse(problem: Problem, backend: str | None) -> tuple[Tensor, Tensor]:
     """The output as `attention` gives it, and the log-sum-exp (B, H, Lq)."""
-    problem = _seeded(problem)
+    problem = _whole_bias(_seeded(problem))
     if _elsewhere(problem, backend):
         output, total = own.attention_lse(problem)
-    elif torch.compiler.is_compiling():
+    elif torch.compiler.is_compiling() or _traced(problem):
         output, total = ops.attention(problem, backend)
     else:
         output, total = Attention.apply(problem, backend, *_tensors(problem))
@@ -62,17 +62,21 @@ def attention_lse(problem: Problem, backend: str | None) -> tuple[Tensor, Tensor
 
 def lse(problem: Problem, backend: str | None) -> Tensor:
     """(B, H, Lq) log-sum-exp in the accumulation type."""
-    problem = problem.replace(value=None)
+    problem = _whole_bias(problem.replace(value=None))
     if _elsewhere(problem, backend):
         return own.log_sum_exp(problem)
+    if torch.compiler.is_compiling() or _traced(problem):
+        return ops.attention(problem.replace(value=problem.key[..., :0]), backend)[1]
     total: Tensor = Attention.apply(problem, backend, *_tensors(problem))[1]
     return total
 
 
 def transposed(problem: Problem, y: Tensor, backend: str | None) -> Tensor:
     """weightsᵀ y: (B, H, Lk, C) for y (B, H, Lq, C)."""
+    problem = _whole_bias(problem)
     if _elsewhere(problem, backend):
         return own.transposed(problem, y)
+    _refuse_trace("w.mT @ y", problem)
     tensors = (problem.query, problem.key, problem.bias, problem.sinks)
     result: Tensor = Transposed.apply(problem, backend, y, *tensors)
     return result
@@ -89,16 +93,29 @@ def broadcast(array: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def check(**arrays: Tensor | None) -> None:
-    """That all tensors lie on one device. Raises: DeviceError."""
+    """That all tensors lie on one device, as plain strided memory.
+
+    Raises: DeviceError, ArrayTypeError.
+    """
+    for name, array in arrays.items():
+        if array is not None and (array.layout is not torch.strided or array.is_nested):
+            raise ArrayTypeError(
+                f"{name} of layout {array.layout}{', nested' if array.is_nested else ''}",
+                "a dense tensor",
+                "call to_dense(), or pad nested tensors and pass mask=regard.lengths(…)",
+            )
     devices = {name: array.device for name, array in arrays.items() if array is not None}
     if len(set(devices.values())) > 1:
         given = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise DeviceError(given, "one device", "move them with .to(device)")
 
 
-def version(array: Tensor) -> int | None:
-    """PyTorch's count of in-place changes; None where it keeps none (inference, compilation)."""
-    if torch.compiler.is_compiling() or array.is_inference():
+def version(array: Any) -> int | None:
+    """PyTorch's count of in-place changes; None where it keeps none.
+
+    It keeps none in inference mode and under compilation, and NumPy's arrays in a mask have none.
+    """
+    if torch.compiler.is_compiling() or not isinstance(array, Tensor) or array.is_inference():
         return None
     return array._version
 
@@ -108,13 +125,17 @@ def copy(array: Tensor) -> Tensor:
     return array.clone()
 
 
-def host(problem: Problem) -> Problem:
-    """The problem detached, with its tensors in main memory."""
+def host(problem: Problem, backend: str | None) -> tuple[Problem, str | None]:
+    """The problem detached, with its tensors in main memory, and the backend that reads it out.
+
+    PyTorch's own attention has no read-outs: our kernels' are taken.
+    """
+    _refuse_trace("a read-out", problem)
     moved = {
         name: None if array is None else array.detach().cpu()
         for name, array in zip(_NAMES, _tensors(problem), strict=True)
     }
-    return problem.replace(**moved)
+    return problem.replace(**moved), None if backend == "torch" else backend
 
 
 def plan(problem: Problem, backend: str | None) -> dispatch.Plan:
@@ -150,6 +171,36 @@ def _elsewhere(problem: Problem, backend: str | None) -> bool:
             'tensors in main memory, or backend="torch"',
         )
     return True
+
+
+def _traced(problem: Problem) -> bool:
+    """Whether tensors may stand for others: in traces, fake tensors, torch.func, subclasses.
+
+    An operator of ops.py is seen there; a kernel that is given addresses is not.
+    """
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or type(problem.query).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    )
+
+
+def _refuse_trace(what: str, problem: Problem) -> None:
+    if not torch.compiler.is_compiling() and _traced(problem):
+        raise BackendError(
+            f"{what} inside a trace, a transform of torch.func or on a tensor subclass",
+            "attention, w @ v or w.lse(), which are operators that PyTorch can see",
+            "take it outside, from plain tensors",
+        )
+
+
+def _whole_bias(problem: Problem) -> Problem:
+    """With a bias that has all batch dimensions or none: autograd sums it over the shared ones."""
+    bias, batch = problem.bias, problem.extent.batch
+    if bias is None or len(batch) < 2 or all(size == 1 for size in bias.shape[:-3]):
+        return problem
+    return problem.replace(bias=bias.expand(*batch, *bias.shape[-3:]))
 
 
 def _seeded(problem: Problem) -> Problem:

@@ -18,14 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard.errors import BackendError
 from regard.frontends.torch import native, own
+from regard.masks import flatten
 from regard.problem import Problem
 
 __all__ = ["Attention", "Transposed", "needs_gradient"]
 
 
 def needs_gradient(problem: Problem) -> bool:
-    """Whether anything that was given to attention requires a gradient now."""
+    """Whether anything that was given to attention requires a gradient now.
+
+    Or may have a tangent: forward mode is on, which `Attention` refuses rather than forget it.
+    """
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
     if not torch.is_grad_enabled():
         return False
     arrays = (problem.query, problem.key, problem.value, problem.bias, problem.sinks)
@@ -47,13 +54,13 @@ class Attention(torch.autograd.Function):
             lse: Tensor | None = native.log_sum_exp(problem, backend)
         else:
             output, lse = native.forward(problem, backend)
-        ctx.save_for_backward(output, lse, *tensors)
+        ctx.save_for_backward(output, lse, *tensors, *_of_mask(problem))
         return output, lse
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         """Gradients of all tensors, in one sweep."""
-        output, lse, *tensors = ctx.saved_tensors
+        output, lse, *tensors = ctx.saved_tensors[:7]
         problem = _with_tensors(ctx.problem, tensors)
         if torch.is_grad_enabled():
             return None, None, *_again(problem, tensors, d_output, d_lse)
@@ -81,7 +88,7 @@ class Transposed(torch.autograd.Function):
         """As the values' gradient where the output's gradient is y."""
         lse = native.log_sum_exp(problem, backend)
         ctx.problem, ctx.backend = _without_tensors(problem), backend
-        ctx.save_for_backward(lse, y, *tensors)
+        ctx.save_for_backward(lse, y, *tensors, *_of_mask(problem))
         *lead, _, size = y.shape
         values = y.new_zeros((*lead, problem.extent.keys, size))
         (result,) = native.backward(
@@ -93,7 +100,7 @@ class Transposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_result: Tensor) -> tuple[Any, ...]:
         """Gradients of y and of all tensors."""
-        lse, y, *tensors = ctx.saved_tensors
+        lse, y, *tensors = ctx.saved_tensors[:6]
         problem = _with_tensors(ctx.problem, tensors)
         if torch.is_grad_enabled():
             result = own.transposed(problem, y)
@@ -114,6 +121,11 @@ def _again(
     d_lse: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of attention as PyTorch's own expressions, differentiable once more."""
+    if problem.dropout_p:
+        raise BackendError(
+            f"second derivatives through dropout_p={problem.dropout_p}",
+            "create_graph=False, or no dropout",
+        )
     if problem.value is None:
         return _gradients([own.log_sum_exp(problem)], tensors, [d_lse])
     return _gradients(list(own.attention_lse(problem)), tensors, [d_output, d_lse])
@@ -132,6 +144,12 @@ def _gradients(
 
 
 _ONLY_VALUE = (False, False, True, False, False)
+
+
+def _of_mask(problem: Problem) -> tuple[Tensor, ...]:
+    """The mask's tensors: saved, so that autograd notices when they are changed in place."""
+    arrays = () if problem.mask is None else flatten(problem.mask)[1]
+    return tuple(array for array in arrays if isinstance(array, Tensor))
 
 
 def _without_tensors(problem: Problem) -> Problem:
