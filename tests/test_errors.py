@@ -93,7 +93,9 @@ REFUSED = {
         "query of layout torch.sparse_coo",
     ),
     "nested tensors": (
-        lambda: regard.weights(*(torch.nested.nested_tensor([torch.ones(2, 3, 4)]),) * 2),
+        lambda: regard.weights(
+            *(torch.nested.nested_tensor([torch.ones(2, 4)], layout=torch.jagged),) * 2
+        ),
         errors.ArrayTypeError,
         "nested.*regard.lengths",
     ),
@@ -162,6 +164,7 @@ def test_a_missing_native_core_is_said_and_never_hidden(monkeypatch):
 
     monkeypatch.setenv("REGARD_LIBRARY", "/nowhere/libregard_native.so")
     native._library.cache_clear()
+    native._load.cache_clear()
     try:
         with pytest.raises(errors.BackendError, match="cannot be loaded"):
             regard.attention(Q, K, V, backend="native")
@@ -170,6 +173,7 @@ def test_a_missing_native_core_is_said_and_never_hidden(monkeypatch):
     finally:
         monkeypatch.undo()
         native._library.cache_clear()
+        native._load.cache_clear()
     assert regard.plan(Q, K, V).backend == "native"
 
 

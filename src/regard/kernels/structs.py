@@ -1,0 +1,143 @@
+"""The structs of native/include/regard/attention.h, packed as bytes.
+
+Arrays come as (B, heads, L, size) or with other batch dimensions, which are flattened; they need an
+address and strides, whatever framework made them. Whoever packs a struct keeps what is returned
+beside it alive until the call is over: it is what the addresses point to.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+
+from regard._arrays import as_numpy, dtype_name
+from regard.masks import Extent
+from regard.problem import Problem
+
+__all__ = ["ABI_VERSION", "ABSENT", "address", "pack_array", "pack_gradients", "pack_problem"]
+
+ABI_VERSION = 1
+
+_ARRAY_FORMAT, _GRID_FORMAT = "P3q", "P4q"  # address, then strides in elements
+_ARRAY = struct.Struct(_ARRAY_FORMAT)
+_PROBLEM = struct.Struct(f"8q3dQ{3 * _ARRAY_FORMAT}P4q{2 * _GRID_FORMAT}P4i")
+_GRADIENTS = struct.Struct(f"{_ARRAY_FORMAT}2P{3 * _ARRAY_FORMAT}{_GRID_FORMAT}P")
+
+_NO_ARRAY, _NO_GRID = (0, 0, 0, 0), (0, 0, 0, 0, 0)
+ABSENT = _ARRAY.pack(*_NO_ARRAY)
+
+_DTYPE_CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+
+
+def pack_problem(problem: Problem) -> tuple[bytes, list[Any]]:
+    """The struct regard_problem."""
+    alive: list[Any] = []
+    extent, seen = problem.extent, problem.visibility
+    value, bias, sinks = problem.value, problem.bias, problem.sinks
+    if sinks is not None:
+        sinks = as_numpy(sinks).astype(problem.accumulation_dtype)
+        alive.append(sinks)
+    dtype = problem.dtype
+    packed = _PROBLEM.pack(
+        *(extent.flat_batch, extent.heads, problem.key_heads, problem.value_heads),
+        *(extent.queries, extent.keys, problem.head_size, problem.value_size),
+        *(problem.scale, problem.softcap, problem.dropout_p),
+        int(problem.dropout_seed or 0) % 2**64,
+        *_array(problem.query, alive),
+        *_array(problem.key, alive),
+        *(_NO_ARRAY if value is None else _array(value, alive)),
+        *(_NO_GRID if seen.intervals is None else _intervals(seen.intervals, alive)),
+        *(_NO_GRID if seen.dense is None else _grid(seen.dense, extent, alive)),
+        *(_NO_GRID if bias is None else _grid(bias, extent, alive)),
+        address(sinks),
+        _DTYPE_CODES[dtype],
+        0 if bias is None else _DTYPE_CODES[dtype_name(bias)],
+        *(0, 0),
+    )
+    return packed, alive
+
+
+def pack_array(array: Any) -> bytes:
+    """The struct regard_array, for an array that is written to in place."""
+    return _ARRAY.pack(*_array(array, []))
+
+
+def pack_gradients(
+    problem: Problem,
+    d_output: Any,
+    lse: Any,
+    delta: Any,
+    d_arrays: tuple[Any, Any, Any],
+    d_bias: Any,
+    d_sinks: Any,
+) -> tuple[bytes, list[Any]]:
+    """The struct regard_gradients; d_arrays are those of query, key and value, or None."""
+    alive: list[Any] = []
+    packed = _GRADIENTS.pack(
+        *_array(d_output, alive),
+        *(address(lse), address(delta)),
+        *(n for a in d_arrays for n in (_NO_ARRAY if a is None else _array(a, alive))),
+        *(_NO_GRID if d_bias is None else _grid(d_bias, problem.extent, alive)),
+        address(d_sinks),
+    )
+    return packed, alive
+
+
+def address(array: Any) -> int:
+    """Where an array begins in memory; 0 for None."""
+    if array is None:
+        return 0
+    if hasattr(array, "data_ptr"):
+        return int(array.data_ptr())
+    return int(array.__array_interface__["data"][0])
+
+
+def _array(array: Any, alive: list[Any]) -> tuple[int, ...]:
+    """Address and strides as (B, heads, L, size); the last dimension must lie together."""
+    shape = array.shape
+    if len(shape) != 4:
+        array = array.reshape((-1, *shape[-3:]) if 0 not in shape else (0, 0, 0, 0))
+    strides = _strides(array)
+    if strides[-1] != 1 and array.shape[-1] > 1:
+        array = _contiguous(array)
+        strides = _strides(array)
+    alive.append(array)
+    return (address(array), *strides[:3])
+
+
+def _grid(array: Any, extent: Extent, alive: list[Any]) -> tuple[int, ...]:
+    """Address and strides of an array that broadcasts to (*batch, H, Lq, Lk): 0 where shared."""
+    array = array.reshape((1,) * (len(extent.shape) - len(array.shape)) + tuple(array.shape))
+    lead, rest = array.shape[:-3], array.shape[-3:]
+    if len(lead) > 1 and any(size != 1 for size in lead):
+        wide = (*extent.batch, *rest)
+        array = array.expand(wide) if hasattr(array, "expand") else np.broadcast_to(array, wide)
+    array = array.reshape(-1 if 0 not in array.shape else 0, *rest)
+    if _strides(array)[-1] != 1 and array.shape[-1] > 1:
+        array = _contiguous(array)
+    alive.append(array)
+    strides = zip(array.shape, _strides(array), strict=True)
+    return (address(array), *(0 if size == 1 else stride for size, stride in strides))
+
+
+def _intervals(pairs: np.ndarray[Any, Any], alive: list[Any]) -> tuple[int, ...]:
+    """Address, number of pairs, and strides over batch, heads and queries: 0 where shared."""
+    pairs = np.ascontiguousarray(pairs)
+    alive.append(pairs)
+    strides = zip(pairs.shape[:3], _strides(pairs), strict=False)
+    shared = (0 if size == 1 else stride for size, stride in strides)
+    return (address(pairs), pairs.shape[3], *shared)
+
+
+def _strides(array: Any) -> tuple[int, ...]:
+    """Strides in elements."""
+    if hasattr(array, "data_ptr"):
+        return tuple(array.stride())
+    size = array.itemsize
+    return tuple(stride // size for stride in array.strides)
+
+
+def _contiguous(array: Any) -> Any:
+    return array.contiguous() if hasattr(array, "data_ptr") else np.ascontiguousarray(array)
