@@ -227,3 +227,8 @@ def test_masks_of_empty_sequences(batch, lengths):
 def test_a_mask_is_neither_true_nor_false():
     with pytest.raises(MaskError, match="&"):
         regard.causal() and regard.window(1, 0)
+
+
+def test_a_window_open_on_both_sides_hides_nothing():
+    for mask in (regard.window(None, None), regard.window(None, None, 3) & regard.prefix(9)):
+        assert seen(mask, Extent((2,), 3, 5, 7)).all()

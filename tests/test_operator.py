@@ -372,9 +372,10 @@ def test_changing_bias_sinks_or_mask_in_place_makes_the_operator_stale():
         ("mask", torch.ones(5, 7, dtype=torch.bool)),
     ):
         w = regard.weights(q, k, **{name: array})
-        kept, before = w.copy(), w.dense()
+        kept, part, before = w.copy(), w[0], w.dense()
         array[..., 0] = 5
         array.zero_()
-        with pytest.raises(StaleOperator, match=r"w\.copy\(\)"):
-            w.dense()
+        for use in (w.dense, part.dense):
+            with pytest.raises(StaleOperator, match=r"w\.copy\(\)"):
+                use()
         assert torch.equal(kept.dense(), before)

@@ -178,6 +178,9 @@ def test_dropout_draws_its_seed_from_pytorchs_generator():
     torch.manual_seed(3)
     assert torch.equal(one, regard.attention(q, k, v, dropout_p=0.5))
     assert not torch.equal(one, other)
+    with torch.device("meta"):
+        torch.manual_seed(3)
+        assert torch.equal(one, regard.attention(q, k, v, dropout_p=0.5))
 
 
 def test_no_gradient_is_kept_without_need():
@@ -276,6 +279,7 @@ def test_negated_views_are_read_as_what_they_stand_for():
     torch.testing.assert_close(y, regard.attention(q, k, v, bias=bias, sinks=sinks))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_forward_mode_is_refused_and_never_forgotten():
     q, k, v = tensors(grad=False)
     forward = torch.autograd.forward_ad
@@ -286,6 +290,7 @@ def test_forward_mode_is_refused_and_never_forgotten():
         assert regard.attention(q, k, v).shape == (2, 4, 6, 5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 def test_traces_see_the_operator():
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -315,9 +320,26 @@ def test_lengths_that_torch_compile_leaves_open():
 
     torch._dynamo.reset()
     fast = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
-    q, k, v = tensors()
+    q, k, v = tensors(grad=False)
     for n in (2, 4, 6):
         torch.testing.assert_close(fast(q[..., :n, :], k, v), call(q[..., :n, :], k, v))
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda w: w.entropy(),
+        lambda w: w.lse(),
+        lambda w: w[0, :2, 3],
+        lambda w: w.mT @ torch.ones(6, 2, dtype=torch.float64),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_operator_of_pytorchs_breaks_the_graph_and_is_right(look):
+    q, k, _ = tensors(grad=False)
+    torch._dynamo.reset()
+    found = torch.compile(lambda q, k: look(regard.weights(q, k)), backend="eager")(q, k)
+    torch.testing.assert_close(found, look(regard.weights(q, k)), rtol=0, atol=0)
 
 
 def test_an_operator_made_before_is_used_in_a_compiled_function():
@@ -359,3 +381,37 @@ def test_second_derivatives_through_dropout_are_refused():
     y = regard.attention(q, k, v, dropout_p=0.5, dropout_seed=1)
     with pytest.raises(BackendError, match="second derivatives"):
         torch.autograd.grad(y.sum(), q, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_transforms_of_torch_func_are_refused_and_know_pytorchs_own_attention():
+    q, k, v = tensors(grad=False)
+    func = torch.func
+    for transform in (
+        lambda call: func.grad(lambda q: call(q).sum())(q),
+        lambda call: func.jvp(call, (q,), (q,)),
+        lambda call: func.vmap(call)(q.unsqueeze(0)),
+    ):
+        with pytest.raises(BackendError, match='pass backend="torch"'):
+            transform(lambda q: regard.attention(q, k, v))
+        with pytest.raises(BackendError, match='pass backend="torch"'):
+            transform(lambda q: regard.weights(q, k).lse())
+        transform(lambda q: regard.attention(q, k, v, backend="torch"))
+
+
+def test_a_bias_that_hides_every_key_from_a_query_leaves_no_nan():
+    q, k, v = tensors()
+    bias = torch.randn(6, 9, dtype=torch.float64)
+    bias[2] = -torch.inf
+    bias[3, 4:] = -torch.inf
+    bias.requires_grad_()
+    for call in (
+        lambda backend: regard.attention(q, k, v, bias=bias, softcap=2.0, backend=backend),
+        lambda backend: regard.weights(q, k, bias=bias, backend=backend).lse().exp(),
+    ):
+        ours, own = (
+            torch.autograd.grad(call(backend).square().sum(), (q, k, bias))
+            for backend in ("native", "torch")
+        )
+        torch.testing.assert_close(ours, own)
+        assert all(gradient.isfinite().all() for gradient in ours)

@@ -19,9 +19,8 @@ from regard import readouts
 from regard._arrays import as_numpy, dtype_name
 from regard.errors import DtypeError, OptionError, ShapeError, StaleOperator
 from regard.frontends import front_end
-from regard.masks import flatten
 from regard.problem import Problem
-from regard.selection import select, visible
+from regard.selection import indices, select, spans, visible
 
 __all__ = ["DEFAULT_READ_OUTS", "AttentionWeights"]
 
@@ -70,7 +69,7 @@ class AttentionWeights:
         self._problem, self._front, self._backend = problem, front, backend
         self._axes = (True,) * (len(problem.extent.batch) + 1) if axes is None else axes
         self._lead = visible(problem, self._axes)
-        self._watched = _arrays_of(problem)
+        self._watched = problem.weight_arrays
         self._versions = self._current_versions()
         self._on_host: Problem | None = None
         self._reader: str | None = None  # the backend that reads out there
@@ -194,16 +193,16 @@ class AttentionWeights:
 
     def rows(self, queries: Any) -> Any:
         """The weights of some queries: (B, H, n, Lk) for indices (n,)."""
-        return self._dense(_indices(queries, self.shape[-2], "query"), None)
+        return self._dense(indices(queries, self.shape[-2], "query"), None)
 
     def columns(self, keys: Any) -> Any:
         """The weights on some keys: (B, H, Lq, n) for indices (n,)."""
-        return self._dense(None, _indices(keys, self.shape[-1], "key"))
+        return self._dense(None, indices(keys, self.shape[-1], "key"))
 
     def entries(self, queries: Any, keys: Any) -> Any:
         """Single weights p_ij for pairs of indices (n,): (B, H, n)."""
-        i = _indices(queries, self.shape[-2], "query")
-        j = _indices(keys, self.shape[-1], "key")
+        i = indices(queries, self.shape[-2], "query")
+        j = indices(keys, self.shape[-1], "key")
         if i.shape != j.shape:
             raise ShapeError(
                 f"{len(i)} queries and {len(j)} keys", "as many of one as of the other"
@@ -238,6 +237,7 @@ class AttentionWeights:
         self._check_fresh()
         chosen = select(self._problem, self._axes, index)
         part = AttentionWeights(chosen.problem, self._front, self._backend, chosen.axes)
+        part._watched, part._versions = self._watched, self._versions
         if chosen.query is None and chosen.key is None:
             return part
         return part._cut(chosen.query, chosen.key)
@@ -270,7 +270,7 @@ class AttentionWeights:
             elif isinstance(index, slice):
                 wanted.append(np.arange(length)[index])
             else:
-                wanted.append(_indices([index], length, "position"))
+                wanted.append(indices([index], length, "position"))
         found = self._dense(wanted[0], wanted[1])
         if key is not None and not isinstance(key, slice):
             found = found[..., 0]
@@ -292,7 +292,7 @@ class AttentionWeights:
         keys = slice(int(j.min(initial=extent.keys)), int(j.max(initial=-1)) + 1)
         keys = keys if keys.start < keys.stop else slice(0, 0)
         width = keys.stop - keys.start
-        for (b, h), (start, stop) in itertools.product(self._heads(), _spans(i, width)):
+        for (b, h), (start, stop) in itertools.product(self._heads(), spans(i, width)):
             part = slice(int(i[start]), int(i[stop - 1]) + 1)
             block = self._block(b, h, part, keys)
             values = block.scores if scores else block.weights
@@ -304,13 +304,18 @@ class AttentionWeights:
         return list(itertools.product(range(extent.flat_batch), range(extent.heads)))
 
     def _block(self, b: int, h: int, rows: slice, keys: slice) -> readouts.Block:
-        return readouts.block(self._host(), self._host_lse(), self._reader, b, h, rows, keys)
+        block = self._front.untraced(readouts.block)
+        found: readouts.Block = block(
+            self._host(), self._host_lse(), self._reader, b, h, rows, keys
+        )
+        return found
 
     def _one(self, name: str, **keywords: Any) -> Any:
         return self._gather({name: keywords})[name]
 
     def _gather(self, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        found = readouts.gather(self._host(), self._host_lse(), self._reader, requests)
+        gather = self._front.untraced(readouts.gather)
+        found = gather(self._host(), self._host_lse(), self._reader, requests)
         return {name: self._out_any(result) for name, result in found.items()}
 
     def _host(self) -> Problem:
@@ -431,13 +436,6 @@ def _remade(
     return made
 
 
-def _arrays_of(problem: Problem) -> tuple[Any, ...]:
-    """All arrays that the weights depend on."""
-    fixed = (problem.query, problem.key, problem.bias, problem.sinks)
-    in_mask = () if problem.mask is None else flatten(problem.mask)[1]
-    return (*(array for array in fixed if array is not None), *in_mask)
-
-
 def _keywords(name: str, given: Any) -> dict[str, Any]:
     """A read-out's keywords from what `attend` was given for it."""
     if name not in readouts.KINDS:
@@ -449,24 +447,3 @@ def _keywords(name: str, given: Any) -> dict[str, Any]:
     if name not in _FIRST_ARGUMENT:
         raise OptionError(f"{name}={given!r}", f"{name}=True: it takes no argument")
     return {_FIRST_ARGUMENT[name]: given}
-
-
-def _indices(given: Any, length: int, name: str) -> npt.NDArray[np.int64]:
-    """Indices (n,), negative ones counted from the end."""
-    array = np.atleast_1d(as_numpy(given))
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise OptionError(f"{name} indices {given!r}", "a vector of integers")
-    array = array.astype(np.int64)
-    if array.size and not (-length <= array.min() and array.max() < length):
-        raise IndexError(f"{name} {given!r} is outside of 0 … {length - 1}")
-    return np.where(array < 0, array + length, array)
-
-
-def _spans(indices: npt.NDArray[np.int64], width: int) -> list[tuple[int, int]]:
-    """Stretches of consecutive indices, as (start, stop) positions, of a bounded size."""
-    if not len(indices):
-        return []
-    most = max(1, (1 << 19) // max(1, width))
-    breaks = set(np.flatnonzero(np.diff(indices) != 1) + 1) | {0, len(indices)}
-    edges = sorted(breaks | set(range(0, len(indices), most)))
-    return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]

@@ -10,12 +10,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
-import numbers
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from regard._arrays import dtype_name, is_array
+from regard._arrays import dtype_name
 from regard.errors import DtypeError, OptionError, ShapeError
 from regard.masks import Extent, Mask, Visibility, as_mask, flatten, rebuild, visibility
 
@@ -77,6 +76,13 @@ class Problem:
         """What sums are held in: float64 for float64, float32 for everything else."""
         return "float64" if self.dtype == "float64" else "float32"
 
+    @property
+    def weight_arrays(self) -> tuple[Any, ...]:
+        """All arrays that the weights depend on: every one but the values and the seed."""
+        fixed = (self.query, self.key, self.bias, self.sinks)
+        in_mask = () if self.mask is None else flatten(self.mask)[1]
+        return (*(array for array in fixed if array is not None), *in_mask)
+
     @cached_property
     def visibility(self) -> Visibility:
         """Which query sees which key, in the normal form."""
@@ -99,19 +105,20 @@ class Problem:
         fixed = (self.query, self.key, self.value, self.bias, self.sinks, self.dropout_seed)
         present = tuple(hasattr(array, "shape") for array in fixed)
         seed = None if present[-1] else self.dropout_seed
-        numbers = (self.scale, self.softcap, self.dropout_p, seed, self.layout)
+        # In hexadecimal since that is exact, and makes torch.compile settle a number left open.
+        numbers = tuple(number.hex() for number in (self.scale, self.softcap, self.dropout_p))
         arrays = tuple(a for a, here in zip(fixed, present, strict=True) if here)
-        return repr((present, structure, numbers)), arrays + mask_arrays
+        return repr((present, structure, numbers, seed, self.layout)), arrays + mask_arrays
 
     @staticmethod
     def rebuild(specification: str, arrays: tuple[Any, ...]) -> Problem:
         """The problem that `flatten` took apart."""
-        present, structure, numbers = ast.literal_eval(specification)
+        present, structure, numbers, seed, layout = ast.literal_eval(specification)
         rest = iter(arrays)
         *fixed, seed_array = (next(rest) if here else None for here in present)
         mask = None if structure is None else rebuild(structure, tuple(rest))
         query, key, value, bias, sinks = fixed
-        scale, softcap, dropout_p, seed, layout = numbers
+        scale, softcap, dropout_p = map(float.fromhex, numbers)
         seed = seed if seed_array is None else seed_array
         return Problem(
             query, key, value, mask, bias, sinks, scale, softcap, dropout_p, seed, layout
@@ -283,10 +290,6 @@ def _dropout(dropout_p: float) -> float:
 
 
 def _seed(seed: Any) -> Any:
-    if seed is None or isinstance(seed, int):
-        return seed
-    if isinstance(seed, numbers.Integral):
-        return int(seed)
-    if is_array(seed) and "int" in dtype_name(seed):
-        return seed
-    raise OptionError(f"dropout_seed={seed!r}", "an integer")
+    if isinstance(seed, (float, str)):
+        raise OptionError(f"dropout_seed={seed!r}", "an integer")
+    return seed

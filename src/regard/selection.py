@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from regard._arrays import as_numpy
 from regard.errors import OptionError
 from regard.masks import Normal
 from regard.problem import Problem
 
-__all__ = ["Selection", "select", "visible"]
+__all__ = ["Selection", "indices", "select", "spans", "visible"]
 
 _ALL = slice(None)
 
@@ -44,6 +46,27 @@ def select(problem: Problem, axes: tuple[bool, ...], index: Any) -> Selection:
     stays = iter([isinstance(entry, slice) for entry in leading])
     new_axes = tuple(axis and next(stays) for axis in axes)
     return Selection(_apply(problem, kept), new_axes, _or_none(query), _or_none(key))
+
+
+def indices(given: Any, length: int, name: str) -> npt.NDArray[np.int64]:
+    """Indices (n,), negative ones counted from the end."""
+    array = np.atleast_1d(as_numpy(given))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise OptionError(f"{name} indices {given!r}", "a vector of integers")
+    array = array.astype(np.int64)
+    if array.size and not (-length <= array.min() and array.max() < length):
+        raise IndexError(f"{name} {given!r} is outside of 0 … {length - 1}")
+    return np.where(array < 0, array + length, array)
+
+
+def spans(positions: npt.NDArray[np.int64], width: int) -> list[tuple[int, int]]:
+    """Stretches of consecutive indices, as (start, stop) positions, of a bounded size."""
+    if not len(positions):
+        return []
+    most = max(1, (1 << 19) // max(1, width))
+    breaks = set(np.flatnonzero(np.diff(positions) != 1) + 1) | {0, len(positions)}
+    edges = sorted(breaks | set(range(0, len(positions), most)))
+    return [(int(a), int(b)) for a, b in itertools.pairwise(edges)]
 
 
 def _expand(index: Any, rank: int) -> list[Any]:

@@ -12,6 +12,7 @@ A framework is never imported for the user: it is there because their array brou
     version(array)                      changes with each change in place; None: cannot tell
     copy(array)                         an independent copy
     host(problem, backend)              the problem in main memory, and what reads it out there
+    untraced(function)                  the function, hidden from a tracer
     plan(problem, backend)              what would compute the problem
 """
 

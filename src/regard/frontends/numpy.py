@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "lse",
     "plan",
     "transposed",
+    "untraced",
     "version",
 ]
 
@@ -87,6 +89,11 @@ def copy(array: Array) -> Array:
 def host(problem: Problem, backend: str | None) -> tuple[Problem, str | None]:
     """The problem with its arrays in main memory, and what reads it out: as they are."""
     return problem, backend
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself."""
+    return function
 
 
 def plan(problem: Problem, backend: str | None) -> dispatch.Plan:

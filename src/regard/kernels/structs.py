@@ -7,6 +7,7 @@ beside it alive until the call is over: it is what the addresses point to.
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
@@ -49,8 +50,8 @@ def pack_problem(problem: Problem) -> tuple[bytes, list[Any]]:
         *_array(problem.key, alive),
         *(_NO_ARRAY if value is None else _array(value, alive)),
         *(_NO_GRID if seen.intervals is None else _intervals(seen.intervals, alive)),
-        *(_NO_GRID if seen.dense is None else _grid(seen.dense, extent, alive)),
-        *(_NO_GRID if bias is None else _grid(bias, extent, alive)),
+        *(_NO_GRID if seen.dense is None else _grid(seen.dense, alive)),
+        *(_NO_GRID if bias is None else _bias(bias, extent, alive)),
         address(sinks),
         _DTYPE_CODES[dtype],
         0 if bias is None else _DTYPE_CODES[dtype_name(bias)],
@@ -79,7 +80,7 @@ def pack_gradients(
         *_array(d_output, alive),
         *(address(lse), address(delta)),
         *(n for a in d_arrays for n in (_NO_ARRAY if a is None else _array(a, alive))),
-        *(_NO_GRID if d_bias is None else _grid(d_bias, problem.extent, alive)),
+        *(_NO_GRID if d_bias is None else _bias(d_bias, problem.extent, alive)),
         address(d_sinks),
     )
     return packed, alive
@@ -98,25 +99,27 @@ def _array(array: Any, alive: list[Any]) -> tuple[int, ...]:
     """Address and strides as (B, heads, L, size); the last dimension must lie together."""
     shape = array.shape
     if len(shape) != 4:
-        array = array.reshape((-1, *shape[-3:]) if 0 not in shape else (0, 0, 0, 0))
-    strides = _strides(array)
-    if strides[-1] != 1 and array.shape[-1] > 1:
-        array = _contiguous(array)
-        strides = _strides(array)
+        array = array.reshape((math.prod(shape[:-3]), *shape[-3:]))
+    array = _readable(array)
     alive.append(array)
-    return (address(array), *strides[:3])
+    return (address(array), *_strides(array)[:3])
 
 
-def _grid(array: Any, extent: Extent, alive: list[Any]) -> tuple[int, ...]:
-    """Address and strides of an array that broadcasts to (*batch, H, Lq, Lk): 0 where shared."""
+def _bias(array: Any, extent: Extent, alive: list[Any]) -> tuple[int, ...]:
+    """Address and strides of a bias or its gradient, which broadcasts to (*batch, H, Lq, Lk)."""
+    array = array if hasattr(array, "data_ptr") else np.asarray(array)
     array = array.reshape((1,) * (len(extent.shape) - len(array.shape)) + tuple(array.shape))
-    lead, rest = array.shape[:-3], array.shape[-3:]
-    if len(lead) > 1 and any(size != 1 for size in lead):
-        wide = (*extent.batch, *rest)
-        array = array.expand(wide) if hasattr(array, "expand") else np.broadcast_to(array, wide)
-    array = array.reshape(-1 if 0 not in array.shape else 0, *rest)
-    if _strides(array)[-1] != 1 and array.shape[-1] > 1:
-        array = _contiguous(array)
+    batch, rest = array.shape[:-3], array.shape[-3:]
+    if all(size == 1 for size in batch):
+        return _grid(array.reshape((1, *rest)), alive)
+    wide = (*extent.batch, *rest)
+    array = array.expand(wide) if hasattr(array, "expand") else np.broadcast_to(array, wide)
+    return _grid(array.reshape((extent.flat_batch, *rest)), alive)
+
+
+def _grid(array: Any, alive: list[Any]) -> tuple[int, ...]:
+    """Address and strides of an array (B|1, H|1, Lq|1, Lk|1): 0 where it is shared."""
+    array = _readable(array)
     alive.append(array)
     strides = zip(array.shape, _strides(array), strict=True)
     return (address(array), *(0 if size == 1 else stride for size, stride in strides))
@@ -139,5 +142,14 @@ def _strides(array: Any) -> tuple[int, ...]:
     return tuple(stride // size for stride in array.strides)
 
 
-def _contiguous(array: Any) -> Any:
-    return array.contiguous() if hasattr(array, "data_ptr") else np.ascontiguousarray(array)
+def _readable(array: Any) -> Any:
+    """The array where the kernels can read it in place, else a copy.
+
+    A row's elements must lie side by side, be aligned (NumPy's packed records are not), and stand
+    for themselves (PyTorch has views that stand for the negative).
+    """
+    if hasattr(array, "data_ptr"):
+        array = array.resolve_neg() if array.is_neg() else array
+        return array if array.stride(-1) == 1 or array.shape[-1] < 2 else array.contiguous()
+    beside = array.strides[-1] == array.itemsize or array.shape[-1] < 2
+    return array if beside and array.flags.aligned else np.array(array, order="C")

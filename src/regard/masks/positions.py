@@ -16,7 +16,7 @@ import numpy.typing as npt
 from regard.errors import MaskError, OptionError
 from regard.masks.arguments import FAR, integers, per_batch
 from regard.masks.base import Mask
-from regard.masks.intervals import Extent, Visibility, interval
+from regard.masks.intervals import EVERYTHING, Extent, Visibility, interval
 
 __all__ = ["causal", "prefix", "window"]
 
@@ -43,6 +43,8 @@ class Window(Mask):
     align: Align = None
 
     def visibility(self, extent: Extent) -> Visibility:
+        if self.left is None and self.right is None:
+            return EVERYTHING
         stands_on = _positions(self.align, extent, "window")
         start = 0 if self.left is None else stands_on - self.left
         stop = extent.keys if self.right is None else stands_on + self.right + 1

@@ -16,6 +16,7 @@ from regard.frontends.torch.attention import (
     lse,
     plan,
     transposed,
+    untraced,
     version,
 )
 
@@ -30,5 +31,6 @@ __all__ = [
     "lse",
     "plan",
     "transposed",
+    "untraced",
     "version",
 ]

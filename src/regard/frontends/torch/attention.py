@@ -6,12 +6,14 @@ for others: the operators of ops.py. With gradients: autograd.py. Otherwise stra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 
 from regard import dispatch
 from regard.errors import ArrayTypeError, BackendError, DeviceError
@@ -30,6 +32,7 @@ __all__ = [
     "lse",
     "plan",
     "transposed",
+    "untraced",
     "version",
 ]
 
@@ -65,9 +68,9 @@ def lse(problem: Problem, backend: str | None) -> Tensor:
     problem = _whole_bias(problem.replace(value=None))
     if _elsewhere(problem, backend):
         return own.log_sum_exp(problem)
-    if torch.compiler.is_compiling() or _traced(problem):
+    if not torch.compiler.is_compiling() and _traced(problem):
         return ops.attention(problem.replace(value=problem.key[..., :0]), backend)[1]
-    total: Tensor = Attention.apply(problem, backend, *_tensors(problem))[1]
+    total: Tensor = untraced(Attention.apply)(problem, backend, *_tensors(problem))[1]
     return total
 
 
@@ -78,7 +81,7 @@ def transposed(problem: Problem, y: Tensor, backend: str | None) -> Tensor:
         return own.transposed(problem, y)
     _refuse_trace("w.mT @ y", problem)
     tensors = (problem.query, problem.key, problem.bias, problem.sinks)
-    result: Tensor = Transposed.apply(problem, backend, y, *tensors)
+    result: Tensor = untraced(Transposed.apply)(problem, backend, y, *tensors)
     return result
 
 
@@ -138,6 +141,11 @@ def host(problem: Problem, backend: str | None) -> tuple[Problem, str | None]:
     return problem.replace(**moved), None if backend == "torch" else backend
 
 
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, as torch.compile must leave it: it asks kernels that are no operators."""
+    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+
+
 def plan(problem: Problem, backend: str | None) -> dispatch.Plan:
     """What would compute the problem."""
     if not _elsewhere(problem, backend):
@@ -174,14 +182,22 @@ def _elsewhere(problem: Problem, backend: str | None) -> bool:
 
 
 def _traced(problem: Problem) -> bool:
-    """Whether tensors may stand for others: in traces, fake tensors, torch.func, subclasses.
+    """Whether tensors may stand for others: in traces, fake tensors, functionalize, subclasses.
 
-    An operator of ops.py is seen there; a kernel that is given addresses is not.
+    An operator of ops.py is seen there; a kernel that is given addresses is not. Raises
+    BackendError in the transforms of torch.func, which know our operator's gradients no better.
     """
+    transform = torch._C._functorch.peek_interpreter_stack()
+    if transform is not None and transform.key() != TransformType.Functionalize:
+        raise BackendError(
+            f"attention inside the transform {transform.key().name.lower()} of torch.func",
+            "plain tensors, with gradients by torch.autograd",
+            'pass backend="torch", whose expressions every transform knows',
+        )
     return (
-        torch._C._get_tracing_state() is not None
+        transform is not None
+        or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
         or type(problem.query).__torch_dispatch__ is not Tensor.__torch_dispatch__
     )
 
@@ -189,7 +205,7 @@ def _traced(problem: Problem) -> bool:
 def _refuse_trace(what: str, problem: Problem) -> None:
     if not torch.compiler.is_compiling() and _traced(problem):
         raise BackendError(
-            f"{what} inside a trace, a transform of torch.func or on a tensor subclass",
+            f"{what} inside a trace or on a tensor subclass",
             "attention, w @ v or w.lse(), which are operators that PyTorch can see",
             "take it outside, from plain tensors",
         )
@@ -197,17 +213,17 @@ def _refuse_trace(what: str, problem: Problem) -> None:
 
 def _whole_bias(problem: Problem) -> Problem:
     """With a bias that has all batch dimensions or none: autograd sums it over the shared ones."""
-    bias, batch = problem.bias, problem.extent.batch
-    if bias is None or len(batch) < 2 or all(size == 1 for size in bias.shape[:-3]):
+    bias = problem.bias
+    if bias is None or all(size == 1 for size in bias.shape[:-3]):
         return problem
-    return problem.replace(bias=bias.expand(*batch, *bias.shape[-3:]))
+    return problem.replace(bias=bias.expand(*problem.extent.batch, *bias.shape[-3:]))
 
 
 def _seeded(problem: Problem) -> Problem:
     """With a seed for dropout, drawn from PyTorch's generator (torch.manual_seed repeats it)."""
     if not problem.dropout_p or problem.dropout_seed is not None:
         return problem
-    return problem.replace(dropout_seed=torch.randint(2**62, ()))
+    return problem.replace(dropout_seed=torch.randint(2**62, (), device="cpu"))
 
 
 def _in_layout(output: Tensor, problem: Problem) -> Tensor:

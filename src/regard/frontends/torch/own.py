@@ -73,6 +73,8 @@ def _weights(problem: Problem) -> tuple[Tensor, Tensor]:
         scores = problem.softcap * torch.tanh(scores / problem.softcap)
     if problem.bias is not None:
         scores = scores + problem.bias.to(dtype)
+        # What a bias hides is hidden from gradients too, or a row of −∞ makes them NaN.
+        scores = scores.masked_fill(scores == -torch.inf, -torch.inf)
     seen = _seen(problem)
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
