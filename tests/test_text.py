@@ -97,6 +97,20 @@ def test_broken_models_are_named(tmp_path):
         text.load(broken)
 
 
+def test_a_model_without_its_tokenizer_is_refused(tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(package.get_model_path()) / name, bare)
+    with pytest.raises(ModelError, match="no tokenizer in"):
+        text.load(bare)
+
+
+def test_a_limit_with_no_room_for_text_is_refused(reader):
+    with pytest.raises(ModelError, match="reads 2 tokens at once, and 2 are special"):
+        dataclasses.replace(reader, limit=2).passages("The sea")
+
+
 def test_weights_made_at_random_are_told_of(tmp_path):
     other = tmp_path / "other"
     shutil.copytree(package.get_model_path(), other)

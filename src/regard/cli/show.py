@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from regard.cli.explain import Report, Request
 
-__all__ = ["plain_table", "report", "working"]
+__all__ = ["plain", "plain_table", "report", "working"]
 
 _TELLING = 12
 _BAR = 20
@@ -47,7 +48,7 @@ def report(found: Report, request: Request) -> None:
     console = Console(highlight=False)
     console.print(_title(found))
     for note in found.notes:
-        console.print(Text(f"Note: {note}", style="yellow"))
+        console.print(Text(plain(f"Note: {note}"), style="yellow"))
     console.print()
     if request.head is None:
         _heads(console, found.heads)
@@ -59,6 +60,11 @@ def report(found: Report, request: Request) -> None:
     console.print(Text(CAVEAT, style="dim"))
     if request.html is not None:
         console.print(Text(f"Page written to {request.html}", style="green"))
+
+
+def plain(text: str) -> str:
+    """The text without control characters, which a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "�", text)
 
 
 def plain_table(*columns: str) -> Table:
@@ -74,9 +80,9 @@ def _title(found: Report) -> Text:
     part, parts = found.part
     which = f", part {part} of {parts}" if parts > 1 else ""
     return Text.assemble(
-        (found.source, "bold"),
+        (plain(found.source), "bold"),
         f"{which}: {len(found.tokens)} tokens, read by ",
-        (found.model, "bold"),
+        (plain(found.model), "bold"),
     )
 
 
@@ -135,7 +141,7 @@ def _words(console: Console, found: Report, most: int) -> None:
         targets = Text(", ").join(
             Text.assemble(_quoted(word), (f" {_percent(share)}", "cyan")) for word, share in link.to
         )
-        word = Text.assemble((link.word, "bold"), (times, "dim"))
+        word = Text.assemble((plain(link.word), "bold"), (times, "dim"))
         table.add_row(word, targets, _percent(link.itself), _percent(link.special))
     console.print(Padding(table, (0, 0, 0, 2)))
     if len(found.links) > len(shown):
@@ -146,6 +152,7 @@ def _words(console: Console, found: Report, most: int) -> None:
 
 def _quoted(word: str) -> str:
     """The word; punctuation in quotes, or a list of commas would be hard to read."""
+    word = plain(word)
     return word if any(map(str.isalnum, word)) else f"“{word}”"
 
 

@@ -20,11 +20,13 @@ def source(given: str) -> tuple[str, str]:
     empty text.
     """
     if given == "-":
+        if sys.stdin is None:
+            raise FileFormatError("stdin is closed", "a text on it")
         text, name = _decode(sys.stdin.buffer.read(), "stdin"), "stdin"
     elif _is_path(given):
         text, name = _decode(_bytes(Path(given)), given), Path(given).name
     else:
-        text, name = given, "the text"
+        text, name = _decode(given.encode(errors="surrogateescape"), "the text"), "the text"
     if not text.strip():
         raise OptionError(f"{name} is empty", "a text of at least one word")
     return text, name
@@ -59,8 +61,10 @@ def _decode(content: bytes, name: str) -> str:
     return text
 
 
-def check_output(path: Path) -> None:
-    """Raise FileFormatError if a file at this path cannot be written."""
+def check_output(path: Path, given: str) -> None:
+    """Raise FileFormatError if a file at this path cannot be written, or is the text given."""
+    if path.exists() and _is_path(given) and path.samefile(given):
+        raise FileFormatError(f"{path} would replace the text", "the name of another file")
     if path.is_dir():
         raise FileFormatError(f"{path} is a directory", "the name of a file to write")
     if not path.parent.is_dir():

@@ -173,7 +173,7 @@ def table(
             recording's own `tokens` are compared, if it has any.
         special: (L,) or (B, L) booleans, True for tokens that are no text.
 
-    Raises: ShapeError when token_ids and special differ in shape.
+    Raises: ShapeError when token_ids and special differ in shape, or are for fewer texts.
     """
     if token_ids is None:
         token_ids = _codes(getattr(recording, "tokens", None))
@@ -182,9 +182,10 @@ def table(
     if ids is not None and flags is not None and ids.shape != flags.shape:
         raise ShapeError(f"token_ids {ids.shape} and special {flags.shape}", "one shape")
     rows = []
+    kept = getattr(recording, "kept_heads", None)
     for call, weights in enumerate(recording):
         name = weights.name or f"call {call}"
-        numbers = getattr(weights, "heads", None) or range(weights.shape[-3])
+        numbers = kept or range(weights.shape[-3])
         for head, scores in zip(numbers, _scores(weights, ids, flags), strict=True):
             kind, evidence = _kind(scores)
             rows.append(HeadRow(call, layer_of(name, call), head, name, kind, evidence, scores))
@@ -250,6 +251,8 @@ def _of_element(array: Any, element: int, length: int) -> Any:
     """One batch element's (L,) of (B, L); one row serves all. None where the length is another."""
     if array is None or array.shape[1] != length:
         return None
+    if element >= len(array) > 1:
+        raise ShapeError(f"tokens of {len(array)} texts", "one, or as many as were read")
     return array[element if len(array) > 1 else 0]
 
 

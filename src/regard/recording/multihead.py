@@ -143,10 +143,11 @@ def _projected(
     padding, other = (_for_more_keys(mask, surplus) for mask in masks)
     terms = []
     if padding is not None:
-        terms.append(padding.reshape(batch, 1, 1, -1))
+        terms.append(padding.reshape(batch, 1, 1, padding.shape[-1]))
     if other is not None:
         terms.append(other if other.ndim == 2 else other.reshape(batch, heads, *other.shape[1:]))
-    query, key = (a.reshape(len(a), batch, heads, -1).permute(1, 2, 0, 3) for a in (query, key))
+    size = query.shape[-1] // heads
+    query, key = (a.reshape(len(a), batch, heads, size).permute(1, 2, 0, 3) for a in (query, key))
     return Call(query, key, terms=tuple(terms))
 
 

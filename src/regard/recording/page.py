@@ -59,7 +59,10 @@ def record(
         _call(element, [row for row in rows if row.call == n], texts, keep)
         for n, element in enumerate(elements)
     ]
+    kept = ", ".join(map(str, recording.kept_heads or ()))
     unseen = [f"Not seen: {name}" for name in recording.unseen]
+    if kept:
+        unseen.insert(0, f"Of each call, heads {kept} were kept; here they are numbered from 0.")
     return Record(
         title=title or f"Attention in {model or recording.model}",
         model=model or recording.model,
@@ -119,7 +122,7 @@ def _first_text(recording: Recording, passage: Passage | None, batch: int) -> Te
     tokens = recording.tokens
     if tokens is None or not len(tokens):
         return None
-    row = tokens if isinstance(tokens[0], str) else tokens[batch]
+    row = tokens if isinstance(tokens[0], str) else tokens[batch if len(tokens) > 1 else 0]
     plain, spaces = readable([str(token) for token in row])
     return Text(plain, Text.guess(plain).special, spaces)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -34,6 +35,7 @@ class Recording(Sequence[AttentionWeights]):
     def __init__(self, model: str, tokens: Any = None, kept_heads: list[int] | None = None) -> None:
         self.model, self.tokens, self.kept_heads = model, tokens, kept_heads
         self.unseen: list[str] = []
+        self._unmatched = ""  # which of the layers asked for did not attend
         self._calls: list[AttentionWeights] = []
 
     def __len__(self) -> int:
@@ -62,6 +64,18 @@ class Recording(Sequence[AttentionWeights]):
         from regard.recording.heads import table
 
         return table(self)
+
+    def html(self, path: str | Path, *, title: str | None = None, batch: int = 0) -> None:
+        """Write a page to look around in: one self-contained HTML file.
+
+        Tokens are named if `watch` was given them. batch: which batch element to show.
+
+        Raises: OptionError when nothing was recorded or there is no such batch element.
+        """
+        from regard.recording.page import record
+        from regard.viewer import write_page
+
+        write_page(record(self, title=title, batch=batch), path)
 
     def __repr__(self) -> str:
         missed = f", {len(self.unseen)} unseen" if self.unseen else ""
@@ -104,7 +118,9 @@ class Recording(Sequence[AttentionWeights]):
         return "sharpest: " + ", ".join(f"head {heads[h]} {mean[h]:.2f}" for h in order)
 
     def _warnings(self) -> Iterator[str]:
-        if not self and not self.unseen:
+        if self._unmatched:
+            yield f"{'NOT' if self else 'NOTHING WAS'} KEPT: {self._unmatched}"
+        elif not self and not self.unseen:
             yield "NOTHING WAS SEEN: no attention ran while the model was watched."
         if self.unseen:
             yield f"NOT SEEN ({len(self.unseen)}): these look like attention, and ran:"

@@ -63,9 +63,12 @@ class Reader:
     def passages(self, text: str) -> list[Passage]:
         """The text in parts that the model can read; each begins with a quarter of the last one.
 
-        Raises: OptionError when there is nothing to read.
+        Raises: OptionError when there is nothing to read, ModelError when no token of text fits.
         """
         limit = self.limit or _UNLIMITED
+        special = self.tokenizer.num_special_tokens_to_add()
+        if limit <= special:
+            raise ModelError(f"{self.name} reads {limit} tokens at once, and {special} are special")
         encoded = self.tokenizer(
             text,
             truncation=True,
@@ -144,6 +147,8 @@ def load(directory: str | Path, name: str | None = None) -> Reader:
     except Exception as error:  # whatever a foreign file can bring about
         reason = _first_line(error)
         raise ModelError(f"the model in {path} cannot be loaded: {reason}", _WANTED) from error
+    if not any((path / file).is_file() for file in tokenizer.vocab_files_names.values()):
+        raise ModelError(f"no tokenizer in {path}", _WANTED)  # it was made up, without words
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer in {path} is not a fast one", "a tokenizer.json")
     notes = []

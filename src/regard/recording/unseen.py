@@ -80,7 +80,7 @@ def compiled(names: dict[nn.Module, str], covered: set[nn.Module]) -> dict[str, 
 
 
 def _projects(module: nn.Module) -> bool:
-    parts = {*module._modules, *module._parameters}
+    parts = {*module._modules.keys(), *module._parameters.keys()}  # TorchScript's have no iterator
     return isinstance(module, nn.MultiheadAttention) or any(
         parts.issuperset(names) for names in _PROJECTIONS
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from operator import index
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from regard.errors import ModelError, OptionError
@@ -50,7 +52,8 @@ def watch(
 
     Args:
         model: any module of PyTorch.
-        tokens: the texts of the positions; kept as `seen.tokens`.
+        tokens: the texts of the positions, or a list of them for each text of the batch; kept as
+            `seen.tokens`.
         layers: keep these calls only: numbers count the modules that attend, in the order in which
             they first do; names are modules, or modules around them.
         heads: keep these query heads only.
@@ -66,6 +69,7 @@ def watch(
             "a torch.nn.Module",
             "pass the module itself: of a pipeline or a wrapper that is often its attribute model",
         )
+    _check_tokens(tokens)
     return Watch(model, tokens, _layers(model, layers), _heads(heads))
 
 
@@ -90,6 +94,7 @@ class Watch:
         self._covered: set[nn.Module] = set()
         self._failed: dict[str, str] = {}  # module: why its call could not be read
         self._order: dict[str, int] = {}  # modules that attend, numbered
+        self._matched: set[int | str] = set()  # entries of layers that met one
 
     def __enter__(self) -> Recording:
         if self._entered:
@@ -112,6 +117,7 @@ class Watch:
         self._session.leave(self)
         self._session = None
         self._list_unseen()
+        self._recording._unmatched = self._unmatched()
         if error is None:
             self._warn()
         self._terms = Terms()
@@ -146,10 +152,23 @@ class Watch:
         return (self._names[ours[-1]] if ours else "") or self._recording.model
 
     def _wanted(self, name: str, number: int) -> bool:
-        return self._layers is None or any(
-            entry == number if isinstance(entry, int) else f"{name}.".startswith(f"{entry}.")
+        if self._layers is None:
+            return True
+        matched = [
+            entry
             for entry in self._layers
-        )
+            if entry in (number, "")
+            or (isinstance(entry, str) and f"{name}.".startswith(f"{entry}."))
+        ]
+        self._matched.update(matched)
+        return bool(matched)
+
+    def _unmatched(self) -> str:
+        """Which layers that were asked for did not attend, where others did."""
+        left = [entry for entry in self._layers or () if entry not in self._matched]
+        if not left or not self._order:
+            return ""
+        return f"layers={left} matches none of those that attended: {', '.join(self._order)}"
 
     def _list_unseen(self) -> None:
         missed = unseen(self._names, self._ran, self._covered)
@@ -168,16 +187,14 @@ class Watch:
 
     def _warn(self) -> None:
         recording = self._recording
-        message = ""
+        message = recording._unmatched
         if recording.unseen:
+            shown = [line.rstrip(".") for line in recording.unseen[:4]]
             message = (
                 f"{len(recording.unseen)} modules of {recording.model} attended unseen: "
-                f"{'; '.join(recording.unseen[:4])}{'; …' if len(recording.unseen) > 4 else ''}"
+                f"{'; '.join(shown)}{'; …' if len(recording.unseen) > 4 else ''}"
             )
-        elif self._order and not recording:
-            attended = ", ".join(self._order)
-            message = f"layers={self._layers} matches none of those that attended: {attended}"
-        elif not recording:
+        elif not recording and not message:
             message = (
                 f"nothing was seen: no attention of {recording.model} ran while it was watched"
             )
@@ -185,25 +202,65 @@ class Watch:
             warnings.warn(message, UnseenAttention, stacklevel=3)
 
 
+def _check_tokens(tokens: Any) -> None:
+    def texts(row: Any) -> bool:
+        return _is_list(row) and all(isinstance(token, str) for token in row)
+
+    valid = texts(tokens) or (_is_list(tokens) and all(map(texts, tokens)))
+    if tokens is not None and not valid:
+        raise OptionError(
+            f"tokens of type {type(tokens).__name__}",
+            "a list of strings, or one for each text of the batch",
+            "tokenizer.convert_ids_to_tokens(ids) gives one",
+        )
+
+
+def _is_list(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def _layers(model: nn.Module, layers: Iterable[int | str] | int | None) -> list[int | str] | None:
     if layers is None:
         return None
-    chosen: list[int | str] = [layers] if isinstance(layers, (int, str)) else list(layers)
+    chosen = _entries(layers, OptionError(f"layers={layers!r}", "numbers and names of modules"))
     names = dict(model.named_modules())
     for entry in chosen:
         if isinstance(entry, str) and entry not in names:
             near = difflib.get_close_matches(entry, names, 3)
             hint = f"perhaps {' or '.join(near)}" if near else "list(dict(model.named_modules()))"
             raise OptionError(f"layers with {entry!r}", "the name of a module", hint)
-        if not isinstance(entry, (int, str)) or isinstance(entry, bool):
-            raise OptionError(f"layers with {entry!r}", "numbers and names of modules")
     return chosen
 
 
 def _heads(heads: Iterable[int] | int | None) -> list[int] | None:
     if heads is None:
         return None
-    chosen: list[int] = [heads] if isinstance(heads, int) else list(heads)
-    if not chosen or not all(isinstance(h, int) and not isinstance(h, bool) for h in chosen):
-        raise OptionError(f"heads={heads!r}", "numbers of heads")
-    return chosen
+    wrong = OptionError(f"heads={heads!r}", "numbers of heads, from 0")
+    numbers: list[int] = []
+    for entry in _entries(heads, wrong):
+        if isinstance(entry, str) or entry < 0:
+            raise wrong
+        numbers.append(entry)
+    return numbers
+
+
+def _entries(given: Any, wrong: OptionError) -> list[int | str]:
+    """One entry or several as a list: strings, and integers of any type. Raises what is given."""
+    if isinstance(given, str) or _is_index(given):
+        given = [given]
+    if not isinstance(given, Iterable) or isinstance(given, bytes):
+        raise wrong
+    found = list(given)
+    if not found or not all(isinstance(entry, str) or _is_index(entry) for entry in found):
+        raise wrong
+    return [entry if isinstance(entry, str) else index(entry) for entry in found]
+
+
+def _is_index(value: Any) -> bool:
+    try:
+        index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)

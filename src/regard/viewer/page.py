@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from regard.errors import OptionError
 from regard.viewer.packing import Chunks, LogCodes
 from regard.viewer.record import Call, Floats, Record, Text, cell_edges, pool
 
@@ -44,7 +45,15 @@ def page(record: Record, *, budget: int = 3_000_000) -> str:
         finely as fits; if even the coarsest do not, the page draws pooled maps and reads the top
         k keys (k is then cut only if they would exceed eight times the budget). The page says
         which it is, and how exact.
+
+    Raises: OptionError for what is no Record.
     """
+    if not isinstance(record, Record):
+        raise OptionError(
+            f"a record of type {type(record).__name__}",
+            "a regard.viewer.Record",
+            "of what regard.watch gives, regard.recording.page.record(seen) makes one",
+        )
     chunks = Chunks()
     header = _header(record, chunks, budget)
     style, script = _asset("style.css"), _script()
@@ -64,10 +73,14 @@ def page(record: Record, *, budget: int = 3_000_000) -> str:
 
 
 def write_page(record: Record, path: str | os.PathLike[str], *, budget: int = 3_000_000) -> None:
-    """Writes `page(record)` to `path`, whole or not at all."""
+    """Writes `page(record)` to `path`, whole or not at all; to where it leads, if it is a link."""
     target = Path(path)
     text = page(record, budget=budget)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    if target.exists() and not target.is_file():  # a pipe or a device cannot be replaced
+        target.write_text(text, encoding="utf-8", newline="\n")
+        return
+    target = Path(os.path.realpath(target))
+    temporary = target.with_name(f".{secrets.token_hex(8)}")
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(target)

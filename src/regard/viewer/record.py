@@ -118,6 +118,8 @@ class Call:
             if getattr(self, name).ndim != 2:
                 self._refuse_shape(name, getattr(self, name), "two axes: (H, Lk) or (H, Lq)")
         h, lq, lk = self.heads, self.queries, self.keys
+        if not h:
+            raise ShapeError(f"{self.name}: no heads", "one head at least")
         self._check_shape("entropy", self.entropy, (h, lq))
         self._check_shape("pooled_sum", self.pooled_sum, (h, None, None))
         self._check_shape("pooled_max", self.pooled_max, self.pooled_sum.shape)
@@ -222,7 +224,7 @@ def cell_edges(size: int, cells: int) -> Integers:
     """(cells + 1,): cell c holds edges[c] … edges[c + 1] − 1, which is every i with
     c = i * cells // size.
     """
-    return -(-np.arange(cells + 1) * size // cells)
+    return -(-np.arange(cells + 1) * size // max(cells, 1))
 
 
 @dataclass(frozen=True)
