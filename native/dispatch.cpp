@@ -95,7 +95,7 @@ bool floating(int dtype) { return dtype >= REGARD_FLOAT32 && dtype <= REGARD_BFL
 
 bool valid(const regard_problem *p) {
   if (!p || p->batch < 0 || p->heads < 0 || p->queries < 0 || p->keys < 0) return false;
-  if (p->heads > 0 && (p->key_heads <= 0 || p->heads % p->key_heads != 0)) return false;
+  if (p->key_heads <= 0 || p->heads % p->key_heads != 0) return false;
   if (p->value_heads != p->key_heads && p->value_heads != p->heads) return false;
   if (p->head_size < 0 || p->value_size < 0 || p->keys > INT32_MAX) return false;
   if (!floating(p->dtype)) return false;

@@ -194,6 +194,20 @@ def test_the_future_is_never_read_under_causal(isa):
         assert np.isnan(y[..., n:, :]).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_hidden_keys_change_no_bit(isa, dtype):
+    rng = np.random.default_rng(0)
+    q, k, v = arrays(rng, (1, 2, 1, 100, 1200, 64, 64), dtype)
+    for mask in (regard.causal(300), regard.prefix(500), regard.window(90, 0, 100)):
+        expected = run(make(q, k, v, mask=mask))
+        loud_k, loud_v = k.copy(), v.copy()
+        loud_k[..., 500:, :] *= 1000
+        loud_v[..., 500:, :] *= 1000
+        found = run(make(q, loud_k, loud_v, mask=mask))
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_a_visible_nan_arrives_in_its_own_rows_only(isa):
     q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 40, 40, 16, 16))
     q[0, 0, 7] = np.nan
@@ -355,3 +369,23 @@ def test_arrays_that_lie_oddly_in_memory():
     for odd in (packed["x"], rows["x"]):
         np.testing.assert_array_equal(regard.attention(odd, k, v, bias=bias), expected)
     np.testing.assert_array_equal(regard.attention(q, k, v, bias=bias.view(np.matrix)), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_scores(isa, dtype):
+    rng = np.random.default_rng(0)
+    for scale in (1.5, 6.0, -6.0):
+        options = {"scale": scale, "mask": regard.window(150, 40, "lower_right")}
+        check(problem(rng, (2, 4, 2, 150, 333, 40, 24), dtype, **options))
+        check(problem(rng, (1, 2, 2, 40, 200, 64, 64), dtype, scale=scale, softcap=50.0))
+
+
+def test_hidden_nan_never_arrives_in_bfloat16(isa):
+    q, k, v = arrays(np.random.default_rng(0), (2, 4, 2, 70, 170, 32, 16), "bfloat16")
+    mask = regard.lengths([41, 170]) & regard.causal("lower_right")
+    clean = (np.arange(170) < np.array([[41], [170]]))[:, None, :, None]
+    spoiled = (np.where(clean, a, np.array(bad, a.dtype)) for a, bad in ((k, np.nan), (v, np.inf)))
+    y, lse = run(make(q, *spoiled, mask=mask))
+    expected, total = run(make(q, k, v, mask=mask))
+    assert error(y, expected.astype(float)) < 1e-2
+    np.testing.assert_allclose(lse, total, rtol=1e-5)

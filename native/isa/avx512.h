@@ -118,11 +118,16 @@ REGARD_INLINE G zip_high(G a, G b) {
 }
 
 // Conversions of kLanes<float> halves at most; n counts those that exist.
+REGARD_INLINE __m256i load_halves(const uint16_t *p, int64_t n) {
+  // Masked loads of halves cost more than one instruction.
+  if (n >= 16) return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+  return _mm256_maskz_loadu_epi16(first16(n), p);
+}
 REGARD_INLINE F load_float16(const uint16_t *p, int64_t n) {
-  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first16(n), p))};
+  return {_mm512_cvtph_ps(load_halves(p, n))};
 }
 REGARD_INLINE F load_bfloat16(const uint16_t *p, int64_t n) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first16(n), p));
+  const __m512i wide = _mm512_cvtepu16_epi32(load_halves(p, n));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
 REGARD_INLINE void store_float16(uint16_t *p, F a, int64_t n) {

@@ -58,6 +58,9 @@ class Adjust {
       T *to = staging_ + r * stride;
       if (b.key_stride) {
         widen_row(to, from, count, type);
+        // The next tile: rows are too far apart for the processor to see a stream in them.
+        const int64_t bytes = count * element_size(type);
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + bytes + i);
       } else {
         T value[kLanes<T>];
         widen_row(value, from, 1, type);

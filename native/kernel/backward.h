@@ -58,7 +58,8 @@ class Backward {
     const Backward &self = *static_cast<Backward *>(context);
     Scratch scratch(Scratch::kTask);
     Piece s;
-    s.chunk = index % self.chunks_;
+    // Later queries come first: under a causal mask they take longest.
+    s.chunk = self.chunks_ - 1 - index % self.chunks_;
     s.key_head = index / self.chunks_ % self.p_.key_heads;
     s.batch = index / self.chunks_ / self.p_.key_heads;
     self.allocate(s, scratch);

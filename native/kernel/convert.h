@@ -182,6 +182,14 @@ struct Operand {
   int64_t stride;
 };
 
+// Asks for a row that will be read soon. Where there is no such row it does no harm.
+template <class S>
+REGARD_INLINE void prefetch_row(Operand<S> rows, int64_t row, int64_t size) {
+  constexpr int64_t kLine = 64;
+  const char *at = reinterpret_cast<const char *>(rows.data + row * rows.stride);
+  for (int64_t i = 0; i < size * int64_t{sizeof(S)}; i += kLine) __builtin_prefetch(at + i);
+}
+
 template <class S>
 inline Operand<S> in_place(const regard_array &a, int64_t batch, int64_t head, int64_t first) {
   const int64_t at = batch * a.batch_stride + head * a.head_stride + first * a.row_stride;

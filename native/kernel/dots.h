@@ -8,6 +8,9 @@ namespace REGARD_NAMESPACE {
 
 // Up to so many rows of a block are few.
 constexpr int kFew = 8;
+// With up to so many rows, memory is the limit: so many keys at a time, the next already on their
+// way.
+constexpr int kStepRows = 16, kStepKeys = 24, kStepValues = 16;
 
 // Sums of the lanes of `count` vectors, a power of 2: lane i of the result belongs to parts[i].
 template <class T, int kCount = kLanes<T>>
@@ -59,11 +62,12 @@ REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size
 template <class T, int R, class S>
 REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64_t count, T *to,
                           int64_t width) {
-  constexpr int L = kLanes<T>, kKeys = L / R, kStep = std::min(4, kKeys);
+  constexpr int L = kLanes<T>, kKeys = L / R, kStep = std::min(4, kKeys), kAhead = 8;
   Vec<T> parts[L];
   for (int64_t j = 0; j < count; j += kKeys) {
     const S *key[kKeys];
     for (int i = 0; i < kKeys; ++i) key[i] = keys.data + std::min(j + i, count - 1) * keys.stride;
+    for (int i = 0; i < kKeys; ++i) prefetch_row(keys, j + kAhead + i, size);
     for (int i = 0; i < kKeys; i += kStep) {
       add_dots<T, kStep, R>(key + i, queries, size, parts + i * R);
     }

@@ -42,8 +42,6 @@ class Forward {
 
  private:
   static constexpr int64_t kItems = 64, kLeastKeys = 512;
-  // Keys at a time whose values few rows sum up: all columns of them are read before the next.
-  static constexpr int64_t kFewKeys = 16;
 
   // What a chunk of keys leaves of a block of rows.
   struct Part {
@@ -122,7 +120,7 @@ class Forward {
     const Rows<T> &rows = s.block.rows;
     const int64_t count = end - begin;
     s.block.scores(begin, end, s.keys, s.scores);
-    if (view == View::kSome) s.block.hide(count, s.scores);
+    if (view == View::kSome) s.block.sight.hide(count, s.scores);
     const bool rescale = s.softmax.take(s.scores, count, rows.width);
     if (!output_.data) return;
 
@@ -141,33 +139,37 @@ class Forward {
   void add_values(State &s, View view, int64_t begin, int64_t count) const {
     const Rows<T> &rows = s.block.rows;
     const int64_t head = rows.head[0] / (p_.heads / p_.value_heads);
-    if (s.block.few() && !s.wary.on && p_.value_size == width_) {
+    if (rows.count <= kStepRows && !s.wary.on && p_.value_size == width_) {
       if constexpr (std::is_same_v<T, float>) {
         if (p_.dtype == REGARD_FLOAT16) {
-          return add_few(s, in_place<Float16>(p_.value, rows.batch, head, begin), count);
+          return add(s, in_place<Float16>(p_.value, rows.batch, head, begin), count);
         }
         if (p_.dtype == REGARD_BFLOAT16) {
-          return add_few(s, in_place<BFloat16>(p_.value, rows.batch, head, begin), count);
+          return add(s, in_place<BFloat16>(p_.value, rows.batch, head, begin), count);
         }
       }
-      return add_few(s, in_place<T>(p_.value, rows.batch, head, begin), count);
+      return add(s, in_place<T>(p_.value, rows.batch, head, begin), count);
     }
     auto values = operand<T>(p_.value, p_.dtype, rows.batch, head, begin, count, p_.value_size,
                              true, s.values);
     const bool some = s.wary.on && view == View::kSome;
     if (some) values = s.wary.clean(values, count, width_, s.values);
-    product<T, Left::kAcross>(s.scores, rows.width, values.data, values.stride, s.output, width_,
-                              rows.count, width_ / kLanes<T>, count, !s.fresh);
+    add(s, values, count);
     if (some) s.wary.add_spoilt(p_, rows, head, begin, s.scores, s.output, width_);
   }
 
+  // With few rows all columns of some keys are read before the next keys, which are on their way.
   template <class S>
-  void add_few(State &s, Operand<S> values, int64_t count) const {
+  void add(State &s, Operand<S> values, int64_t count) const {
     const Rows<T> &rows = s.block.rows;
-    for (int64_t j = 0; j < count; j += kFewKeys) {
+    const int64_t step = rows.count <= kStepRows ? kStepValues : count;
+    for (int64_t j = 0; j < count; j += step) {
+      for (int64_t i = j; step < count && i < j + step; ++i) {
+        prefetch_row(values, i + step, width_);
+      }
       product<T, Left::kAcross>(s.scores + j * rows.width, rows.width,
                                 values.data + j * values.stride, values.stride, s.output, width_,
-                                rows.count, width_ / kLanes<T>, std::min(kFewKeys, count - j),
+                                rows.count, width_ / kLanes<T>, std::min(step, count - j),
                                 j > 0 || !s.fresh);
     }
   }
@@ -219,32 +221,11 @@ class Forward {
     }
   }
 
-  // What a row's sum of values is multiplied by; its log-sum-exp, the sink included.
-  void normalise(const Softmax<T> &softmax, int64_t head, int r, T *factor, T *lse) const {
-    const T most = softmax.pivot[r] * softmax.unit * static_cast<T>(kLn2), sum = softmax.sum[r];
-    const bool blind = sum == 0;
-    if (!p_.sinks) {
-      *factor = blind ? T(0) : 1 / sum;
-      *lse = blind ? -kInfinity<T> : most + std::log(sum);
-      return;
-    }
-    const T sink = static_cast<const T *>(p_.sinks)[head];
-    if (blind) {
-      *factor = 0;
-      *lse = sink;
-      return;
-    }
-    const T top = std::max(most, sink), share = std::exp(most - top);
-    const T total = sum * share + std::exp(sink - top);
-    *factor = share / total;
-    *lse = top + std::log(total);
-  }
-
   void finish(const Rows<T> &rows, const Softmax<T> &softmax, const T *output) const {
     for (int r = 0; r < rows.count; ++r) {
       T factor, lse;
       const int64_t b = rows.batch, h = rows.head[r], i = rows.query[r];
-      normalise(softmax, h, r, &factor, &lse);
+      normalise(p_, softmax, h, r, &factor, &lse);
       if (lse_) lse_[(b * p_.heads + h) * p_.queries + i] = lse;
       if (!output_.data) continue;
       narrow_row(row_of(output_, p_.dtype, b, h, i), output + r * width_, p_.value_size, p_.dtype,

@@ -95,6 +95,17 @@ class Sight {
     return seen;
   }
 
+  // After kSome: hidden scores [key][row] of the narrowed range become -inf.
+  void hide(int64_t count, T *scores) const {
+    const Vec<T> hidden = broadcast(-kInfinity<T>);
+    for (int64_t j = 0; j < count; ++j) {
+      for (int r = 0; r < rows_->width; r += kLanes<T>) {
+        T *at = scores + j * rows_->width + r;
+        store(at, select(visible(j, r), load(at), hidden));
+      }
+    }
+  }
+
  private:
   REGARD_INLINE Mask<T> inside(int64_t c, int64_t j, int lane) const {
     const Vec<T> key = broadcast(static_cast<T>(j));

@@ -25,10 +25,13 @@ struct Rows {
     batch = b;
     count = static_cast<int>(rows);
     width = static_cast<int>(padded<T>(rows));
+    int64_t h = head_0 + first / p.queries, i = first % p.queries;
     for (int r = 0; r < width; ++r) {
-      const int64_t row = first + std::min(r, count - 1);
-      head[r] = head_0 + row / p.queries;
-      query[r] = row % p.queries;
+      head[r] = h;
+      query[r] = i;
+      if (r + 1 >= count || ++i < p.queries) continue;
+      i = 0;
+      ++h;
     }
   }
 };

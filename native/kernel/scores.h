@@ -55,7 +55,7 @@ class Scores {
         store(tile + i, load(tile + i) * scale);
       }
     }
-    if (view == View::kSome) block.hide(count, tile);
+    if (view == View::kSome) block.sight.hide(count, tile);
     std::fill(tile + count * rows.width, tile + stride * rows.width, T(0));
     transpose(tile, rows.width, turned, stride, stride, rows.width);
     for (int r = 0; r < rows.count; ++r) {

@@ -28,13 +28,10 @@ struct Softmax {
     return rescaled;
   }
 
- private:
-  // The pivot moves only when the largest score has left it this many powers of 2 behind: exact all
-  // the same, and most tiles rescale nothing.
-  static constexpr T kSlack = 8;
-
-  REGARD_INLINE bool take_lanes(T *scores, int64_t keys, int width, int r) {
-    const Vec<T> lowest = broadcast(-kInfinity<T>), zero = broadcast<T>(0), u = broadcast(unit);
+ protected:
+  // Of one vector of rows.
+  REGARD_INLINE static Vec<T> largest(const T *scores, int64_t keys, int width) {
+    const Vec<T> lowest = broadcast(-kInfinity<T>);
     Vec<T> top[4] = {lowest, lowest, lowest, lowest};
     int64_t j = 0;
     for (; j + 4 <= keys; j += 4) {
@@ -42,37 +39,82 @@ struct Softmax {
       for (int i = 0; i < 4; ++i) top[i] = max(load(scores + (j + i) * width), top[i]);
     }
     for (; j < keys; ++j) top[0] = max(load(scores + j * width), top[0]);
-    const Vec<T> most = max(max(top[0], top[1]), max(top[2], top[3]));
+    return max(max(top[0], top[1]), max(top[2], top[3]));
+  }
+
+  struct Rise {
+    bool any;
+    Vec<T> shift;   // to be added to unit * score
+    Vec<T> factor;  // what becomes of the sums so far
+  };
+
+  // Moves the pivots of the rows from r on, if their largest scores have left them behind.
+  REGARD_INLINE Rise rise(Vec<T> most, int r) {
+    const Vec<T> lowest = broadcast(-kInfinity<T>), zero = broadcast<T>(0), u = broadcast(unit);
     const Vec<T> old = load(pivot + r);
     const auto rises = less(fma(old, u, broadcast(kSlack)), most * u);
     const Vec<T> now = select(rises, most, old);
     // A row that has seen nothing keeps weights 2^(-inf - 0) = 0.
     const Vec<T> shift = zero - select(differ(now, lowest), now, zero) * u;
+    const Vec<T> factor = select(rises, exp2(fma(old, u, shift)), broadcast<T>(1));
+    store(rescale + r, factor);
+    store(pivot + r, now);
+    return {any(rises), shift, factor};
+  }
 
+ private:
+  // The pivot moves only when the largest score has left it this many powers of 2 behind: exact all
+  // the same, and most tiles rescale nothing.
+  static constexpr T kSlack = 8;
+
+  REGARD_INLINE bool take_lanes(T *scores, int64_t keys, int width, int r) {
+    const Vec<T> zero = broadcast<T>(0), u = broadcast(unit);
+    const Rise risen = rise(largest(scores, keys, width), r);
+    int64_t j = 0;
     Vec<T> total[2] = {zero, zero};
-    for (j = 0; j + 2 <= keys; j += 2) {
+    for (; j + 2 <= keys; j += 2) {
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
         T *at = scores + (j + i) * width;
-        const Vec<T> weight = exp2(fma(load(at), u, shift));
+        const Vec<T> weight = exp2(fma(load(at), u, risen.shift));
         total[i] = total[i] + weight;
         store(at, weight);
       }
     }
     if (j < keys) {
       T *at = scores + j * width;
-      const Vec<T> weight = exp2(fma(load(at), u, shift));
+      const Vec<T> weight = exp2(fma(load(at), u, risen.shift));
       total[0] = total[0] + weight;
       store(at, weight);
     }
 
-    const Vec<T> factor = select(rises, exp2(fma(old, u, shift)), broadcast<T>(1));
-    store(rescale + r, factor);
-    store(sum + r, fma(load(sum + r), factor, total[0] + total[1]));
-    store(pivot + r, now);
-    return any(rises);
+    store(sum + r, fma(load(sum + r), risen.factor, total[0] + total[1]));
+    return risen.any;
   }
 };
+
+// What row r's sum of values is multiplied by; its log-sum-exp, the sink of its head included.
+template <class T>
+inline void normalise(const regard_problem &p, const Softmax<T> &softmax, int64_t head, int r,
+                      T *factor, T *lse) {
+  const T most = softmax.pivot[r] * softmax.unit * static_cast<T>(kLn2), sum = softmax.sum[r];
+  const bool blind = sum == 0;
+  if (!p.sinks) {
+    *factor = blind ? T(0) : 1 / sum;
+    *lse = blind ? -kInfinity<T> : most + std::log(sum);
+    return;
+  }
+  const T sink = static_cast<const T *>(p.sinks)[head];
+  if (blind) {
+    *factor = 0;
+    *lse = sink;
+    return;
+  }
+  const T top = std::max(most, sink), share = std::exp(most - top);
+  const T total = sum * share + std::exp(sink - top);
+  *factor = share / total;
+  *lse = top + std::log(total);
+}
 
 }  // namespace REGARD_NAMESPACE
 }  // namespace regard

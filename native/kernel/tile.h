@@ -55,8 +55,15 @@ class Block {
     if (few()) {
       few_products(keys, end - begin, to);
     } else {
-      product<T, Left::kRows>(keys.data, keys.stride, queries_, rows.width, to, rows.width,
-                              end - begin, rows.width / kLanes<T>, problem_->head_size, false);
+      const int64_t count = end - begin, step = rows.count <= kStepRows ? kStepKeys : count;
+      for (int64_t j = 0; j < count; j += step) {
+        for (int64_t i = j; step < count && i < j + step; ++i) {
+          prefetch_row(keys, i + step, problem_->head_size);
+        }
+        product<T, Left::kRows>(keys.data + j * keys.stride, keys.stride, queries_, rows.width,
+                                to + j * rows.width, rows.width, std::min(step, count - j),
+                                rows.width / kLanes<T>, problem_->head_size, false);
+      }
     }
     adjust_.apply(rows, begin, end, to, slope);
   }
@@ -77,17 +84,6 @@ class Block {
         few_products(in_place<BFloat16>(p.key, rows.batch, head, begin), end - begin, to);
       }
       adjust_.apply(rows, begin, end, to);
-    }
-  }
-
-  // Hidden scores become -inf. After sight.look() found kSome.
-  void hide(int64_t count, T *scores) const {
-    const Vec<T> hidden = broadcast(-kInfinity<T>);
-    for (int64_t j = 0; j < count; ++j) {
-      for (int r = 0; r < rows.width; r += kLanes<T>) {
-        T *at = scores + j * rows.width + r;
-        store(at, select(sight.visible(j, r), load(at), hidden));
-      }
     }
   }
 

@@ -36,21 +36,41 @@ class Pipeline {
     if (p_.batch == 0 || p_.heads == 0 || p_.queries == 0) return REGARD_OK;
     if (!output_.data && !lse_) return REGARD_OK;
     Scratch scratch(Scratch::kCall);
-    keys_ = scratch.take<uint16_t>(p_.batch * p_.key_heads * shape_.key_count());
-    if (output_.data) {
-      values_ = scratch.take<uint16_t>(p_.batch * p_.value_heads * shape_.value_count());
-    }
-    slices_ = (shape_.keys + kSlice - 1) / kSlice;
-    lengths_ = scratch.take<float>(p_.batch * p_.key_heads * slices_);
+    reaches_ = scratch.take<Reach>(p_.batch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-    const int64_t heads = p_.batch * (p_.key_heads + (values_ ? p_.value_heads : 0));
-    parallel(heads * slices_, p_.threads, &Pipeline::pack, this);
-    return parallel(cut_.count(p_), p_.threads, &Pipeline::task, this);
+    for (int64_t b = 0; b < p_.batch; ++b) reaches_[b] = reach(b);
+    // A thread that has packed a head finds it in its cache, if there are heads enough for all.
+    const bool alike = p_.value_heads == p_.key_heads || !output_.data;
+    const int64_t heads = p_.batch * p_.key_heads;
+    if (alike && heads >= 4 * thread_count(p_.threads)) {
+      return parallel(heads, p_.threads, &Pipeline::head_task, this);
+    }
+    packed_ = Packed(shape_, heads, output_.data ? p_.batch * p_.value_heads : 0, scratch);
+    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    const int64_t all = heads + (packed_.values ? p_.batch * p_.value_heads : 0);
+    parallel(all * shape_.slices(), p_.threads, &Pipeline::pack_task, this);
+    return parallel(cut_.count(p_), p_.threads, &Pipeline::block_task, this);
   }
 
  private:
-  // Keys that are packed at a time.
-  static constexpr int64_t kSlice = 512;
+  // All keys that some query of a batch element sees lie within.
+  struct Reach {
+    int64_t first, last;
+    bool touches(int64_t begin, int64_t end) const { return begin < last && first < end; }
+  };
+
+  // Heads one after another; `lengths`: squared, of the longest key of each slice.
+  struct Packed {
+    uint16_t *keys = nullptr, *values = nullptr;
+    float *lengths = nullptr;
+
+    Packed() = default;
+    Packed(const PackedShape &shape, int64_t key_heads, int64_t value_heads, Scratch &scratch)
+        : keys(scratch.take<uint16_t>(key_heads * shape.key_count())),
+          lengths(scratch.take<float>(key_heads * shape.slices())) {
+      if (value_heads) values = scratch.take<uint16_t>(value_heads * shape.value_count());
+    }
+  };
 
   // A tile of keys on its way.
   struct Step {
@@ -76,69 +96,141 @@ class Pipeline {
     Dropout<float> dropout;
     uint16_t *queries;
     const uint16_t *keys, *values;
-    float *scores[2], *factors, *output;
-    Step now;               // whose weights come next
+    float *scores[2], *factors, *output, *staging;
+    Step now;  // whose weights come next
     Group filling, summing;
-    int turn = 0;           // of the two buffers of scores
+    int turn = 0;  // of the two buffers of scores
     bool bounded;
-    bool fresh = true;      // nothing is in `output` yet
-    bool masked = false;    // some row could not see some key
+    bool fresh = true;    // nothing is in `output` yet
+    bool masked = false;  // some row could not see some key
+    Careful<float> careful;
+
+    State(const regard_problem &p, const regard_array &absent, Scratch &scratch)
+        : careful(p, absent, scratch) {}
   };
 
-  static int pack(void *context, int64_t index) {
+  Reach reach(int64_t batch) const {
+    const regard_intervals &v = p_.intervals;
+    if (!v.data) return {0, p_.keys};
+    Reach all = {p_.keys, 0};
+    for (int64_t h = 0; h < (v.head_stride ? p_.heads : 1); ++h) {
+      for (int64_t i = 0; i < (v.query_stride ? p_.queries : 1); ++i) {
+        const int32_t *pair =
+            v.data + batch * v.batch_stride + h * v.head_stride + i * v.query_stride;
+        for (int64_t c = 0; c < v.count; ++c) {
+          if (pair[2 * c] >= pair[2 * c + 1]) continue;
+          all.first = std::min<int64_t>(all.first, pair[2 * c]);
+          all.last = std::max<int64_t>(all.last, pair[2 * c + 1]);
+        }
+      }
+    }
+    return all;
+  }
+
+  // Slices that nothing sees are left as they are: nothing will use them.
+  void pack_key_slice(int64_t head, int64_t slice, const Packed &to, int64_t at) const {
+    const int64_t first = slice * kSlice, last = std::min(first + kSlice, shape_.keys);
+    float &length = to.lengths[at * shape_.slices() + slice];
+    length = 0;
+    if (!reaches_[head / p_.key_heads].touches(first, last)) return;
+    length = pack_keys(p_, head / p_.key_heads, head % p_.key_heads, first, last,
+                       to.keys + at * shape_.key_count());
+  }
+  void pack_value_slice(int64_t head, int64_t slice, const Packed &to, int64_t at) const {
+    const int64_t first = slice * kSlice, last = std::min(first + kSlice, shape_.keys);
+    if (!reaches_[head / p_.value_heads].touches(first, last)) return;
+    pack_values(p_, head / p_.value_heads, head % p_.value_heads, first, last,
+                to.values + at * shape_.value_count());
+  }
+
+  static int pack_task(void *context, int64_t index) {
     const Pipeline &self = *static_cast<Pipeline *>(context);
-    const regard_problem &p = self.p_;
-    const int64_t first = index % self.slices_ * kSlice, head = index / self.slices_;
-    const int64_t last = std::min(first + kSlice, self.shape_.keys), keys = p.batch * p.key_heads;
+    const int64_t slices = self.shape_.slices(), head = index / slices;
+    const int64_t keys = self.p_.batch * self.p_.key_heads;
     if (head < keys) {
-      self.lengths_[index] = pack_keys(p, head / p.key_heads, head % p.key_heads, first, last,
-                                       self.keys_ + head * self.shape_.key_count());
+      self.pack_key_slice(head, index % slices, self.packed_, head);
     } else {
-      const int64_t other = head - keys;
-      pack_values(p, other / p.value_heads, other % p.value_heads, first, last,
-                  self.values_ + other * self.shape_.value_count());
+      self.pack_value_slice(head - keys, index % slices, self.packed_, head - keys);
     }
     return REGARD_OK;
   }
 
-  static int task(void *context, int64_t index) {
+  static int block_task(void *context, int64_t index) {
     const Pipeline &self = *static_cast<Pipeline *>(context);
     const regard_problem &p = self.p_;
-    constexpr int64_t tile = kTileKeys * kBlockRows;
     Scratch scratch(Scratch::kTask);
-    State s;
-    auto *staging = scratch.take<float>(
-        std::max(kTileKeys, kBlockRows * std::max(self.shape_.width, self.shape_.depth)));
-    s.queries = scratch.take<uint16_t>(kBlockRows * self.shape_.depth);
+    State s(p, self.absent_, scratch);
+    self.allocate(s, scratch);
+    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    const MatrixUnit unit;
+    self.cut_.set(p, index, &s.rows);
+    const int64_t b = s.rows.batch, h = s.rows.head[0];
+    self.block(s, self.packed_, b * p.key_heads + h / (p.heads / p.key_heads),
+               b * p.value_heads + h / (p.heads / p.value_heads));
+    return REGARD_OK;
+  }
+
+  // All that one key head has to do with.
+  static int head_task(void *context, int64_t head) {
+    const Pipeline &self = *static_cast<Pipeline *>(context);
+    const regard_problem &p = self.p_;
+    Scratch scratch(Scratch::kTask);
+    State s(p, self.absent_, scratch);
+    self.allocate(s, scratch);
+    const Packed packed(self.shape_, 1, self.output_.data ? 1 : 0, scratch);
+    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    const int64_t blocks = self.cut_.count(p) / (p.batch * p.key_heads);
+    for (int64_t slice = 0; slice < self.shape_.slices(); ++slice) {
+      self.pack_key_slice(head, slice, packed, 0);
+      if (packed.values) self.pack_value_slice(head, slice, packed, 0);
+    }
+    const MatrixUnit unit;
+    for (int64_t i = head * blocks; i < (head + 1) * blocks; ++i) {
+      self.cut_.set(p, i, &s.rows);
+      self.block(s, packed, 0, 0);
+    }
+    return REGARD_OK;
+  }
+
+  void allocate(State &s, Scratch &scratch) const {
+    constexpr int64_t tile = kTileKeys * kBlockRows;
+    s.staging =
+        scratch.take<float>(std::max(tile, kBlockRows * std::max(shape_.width, shape_.depth)));
+    s.queries = scratch.take<uint16_t>(kBlockRows * shape_.depth);
     for (float *&scores : s.scores) scores = scratch.take<float>(tile);
     s.filling.weights = scratch.take<uint32_t>(kGroupTiles * tile / 2);
     s.summing.weights = scratch.take<uint32_t>(kGroupTiles * tile / 2);
-    s.factors = p.dropout > 0 ? scratch.take<float>(tile) : nullptr;
-    s.output = scratch.take<float>(kBlockRows * self.shape_.width);
-    s.sight.allocate(p, scratch);
-    s.adjust.allocate(p, staging, scratch);
-    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-    self.cut_.set(p, index, &s.rows);
-    self.start(s, staging);
-    self.sweep(s);
-    return self.finish(s, staging, scratch);
+    s.factors = p_.dropout > 0 ? scratch.take<float>(tile) : nullptr;
+    s.output = scratch.take<float>(kBlockRows * shape_.width);
+    s.sight.allocate(p_, scratch);
+    s.adjust.allocate(p_, s.staging, scratch);
   }
 
-  void start(State &s, float *staging) const {
-    const int64_t b = s.rows.batch, h = s.rows.head[0];
-    const int64_t key_head = b * p_.key_heads + h / (p_.heads / p_.key_heads);
-    const int64_t value_head = b * p_.value_heads + h / (p_.heads / p_.value_heads);
-    s.keys = keys_ + key_head * shape_.key_count();
-    s.values = values_ + value_head * shape_.value_count();
+  void block(State &s, const Packed &packed, int64_t key_head, int64_t value_head) const {
+    s.keys = packed.keys + key_head * shape_.key_count();
+    s.values = packed.values + value_head * shape_.value_count();
+    start(s, packed.lengths + key_head * shape_.slices());
+    sweep(s);
+    finish(s);
+  }
+
+  void start(State &s, const float *lengths) const {
+    s.fresh = true;
+    s.masked = false;
+    s.now.live = false;
+    s.filling.tiles = s.summing.tiles = 0;
     const float length =
-        pack_queries(p_, s.rows, reinterpret_cast<uint16_t *>(staging), s.queries);
+        pack_queries(p_, s.rows, reinterpret_cast<uint16_t *>(s.staging), s.queries);
     s.sight.set(s.rows);
     if (p_.dropout > 0) s.dropout.set(p_, s.rows);
-    const float *lengths = lengths_ + key_head * slices_;
     const float unit = score_unit<float>(p_);
-    const float longest = slices_ ? *std::max_element(lengths, lengths + slices_) : 0;
-    const float largest = p_.softcap > 0 ? static_cast<float>(p_.softcap) : std::sqrt(length * longest);
-    s.bounded = !p_.bias.data && largest * unit <= kBounded;
+    float longest = 0;
+    for (int64_t i = 0; i < shape_.slices(); ++i) longest = std::max(longest, lengths[i]);
+    const float cap = static_cast<float>(p_.softcap);
+    const float largest = cap > 0 ? cap : std::sqrt(length * longest);
+    // Behind a mask, the longest key may be one that a query must not notice.
+    const bool known = cap > 0 || !(p_.intervals.data || p_.mask.data);
+    s.bounded = known && !p_.bias.data && largest * unit <= kBounded;
     if (s.bounded) {
       s.weights.reset_bounded(unit, s.rows.width);
     } else {
@@ -148,7 +240,6 @@ class Pipeline {
 
   // All tiles of a block of rows.
   void sweep(State &s) const {
-    const MatrixUnit unit;
     const bool hides = p_.intervals.data || p_.mask.data;
     const int64_t first = s.sight.first() / kTileKeys * kTileKeys;
     for (int64_t g = first; g < s.sight.last(); g += kGroupTiles * kTileKeys) {
@@ -197,7 +288,7 @@ class Pipeline {
     s.now = next;
   }
 
-  Weigher start_weights(State &s) const {
+  REGARD_INLINE Weigher start_weights(State &s) const {
     const Step &now = s.now;
     const int width = s.rows.width;
     Group &group = s.filling;
@@ -206,17 +297,17 @@ class Pipeline {
     uint32_t *to = group.weights + group.tiles++ * kTileKeys / 2 * width;
     // Pairs of keys that nothing sees weigh nothing.
     const int64_t first = (now.begin - now.base) / 2, last = (now.end - now.base + 1) / 2;
-    std::fill(to, to + first * width, 0u);
-    std::fill(to + last * width, to + kTileKeys / 2 * width, 0u);
+    if (first > 0) std::fill(to, to + first * width, 0u);
+    if (last < kTileKeys / 2) std::fill(to + last * width, to + kTileKeys / 2 * width, 0u);
     const int64_t skip = 2 * first * width;
     return Weigher(&s.weights, now.scores + skip, s.factors ? s.factors + skip : nullptr,
                    last - first, width, to + first * width);
   }
 
   // Ends the group that is being filled; its sums come next, and those before it are finished.
-  void close(State &s) const {
-    Weigher nothing;
+  REGARD_NOINLINE void close(State &s) const {
     if (s.summing.tiles) {
+      Weigher nothing;
       const TileProduct sums = product_of_values(s, s.summing);
       sum(s, sums, sums.blocks(), nothing);
     }
@@ -226,11 +317,11 @@ class Pipeline {
     if (s.summing.tiles) s.fresh = false;
   }
 
-  void sum(State &s, const TileProduct &sums, int stop, Weigher &weigher) const {
+  REGARD_INLINE void sum(State &s, const TileProduct &sums, int stop, Weigher &weigher) const {
     for (; s.summing.done < stop; ++s.summing.done) sums.block(s.summing.done, weigher);
   }
 
-  TileProduct product_of_queries(const State &s, const Step &next) const {
+  REGARD_INLINE TileProduct product_of_queries(const State &s, const Step &next) const {
     TileProduct product;
     const int64_t row = shape_.depth * 2;
     product.a = reinterpret_cast<const char *>(s.keys + next.base * shape_.depth);
@@ -246,9 +337,9 @@ class Pipeline {
     return product;
   }
 
-  TileProduct product_of_values(const State &s, const Group &group) const {
+  REGARD_INLINE TileProduct product_of_values(const State &s, const Group &group) const {
     TileProduct product;
-    if (!values_) return product;
+    if (!output_.data) return product;
     product.a = reinterpret_cast<const char *>(s.values + group.base * shape_.width);
     product.a_row = kTileBytes;
     product.a_tile = kTileBytes * kTileRows;
@@ -270,7 +361,7 @@ class Pipeline {
     const int64_t lead = now.begin - now.base, count = now.end - now.begin;
     float *scores = now.scores + lead * width;
     s.adjust.apply(s.rows, now.begin, now.end, scores);
-    if (view == View::kSome) hide(s.sight, count, width, scores);
+    if (view == View::kSome) s.sight.hide(count, scores);
     // Weights come in pairs of keys.
     if (lead % 2) std::fill(scores - width, scores, -kInfinity<float>);
     if ((lead + count) % 2) std::fill_n(scores + count * width, width, -kInfinity<float>);
@@ -279,16 +370,6 @@ class Pipeline {
     close(s);
     close(s);
     if (!s.fresh) rescale(s);
-  }
-
-  static void hide(const Sight<float> &sight, int64_t count, int width, float *scores) {
-    const F hidden = broadcast(-kInfinity<float>);
-    for (int64_t j = 0; j < count; ++j) {
-      for (int r = 0; r < width; r += kLanes<float>) {
-        float *at = scores + j * width + r;
-        store(at, select(sight.visible(j, r), load(at), hidden));
-      }
-    }
   }
 
   void rescale(State &s) const {
@@ -302,46 +383,23 @@ class Pipeline {
     }
   }
 
-  void normalise(const State &s, int r, float *factor, float *lse) const {
-    const float most = s.weights.pivot[r] * s.weights.unit * static_cast<float>(kLn2),
-                sum = s.weights.sum[r];
-    const bool blind = sum == 0;
-    if (!p_.sinks) {
-      *factor = blind ? 0.f : 1 / sum;
-      *lse = blind ? -kInfinity<float> : most + std::log(sum);
-      return;
-    }
-    const float sink = static_cast<const float *>(p_.sinks)[s.rows.head[r]];
-    if (blind) {
-      *factor = 0;
-      *lse = sink;
-      return;
-    }
-    const float top = std::max(most, sink), share = std::exp(most - top);
-    const float total = sum * share + std::exp(sink - top);
-    *factor = share / total;
-    *lse = top + std::log(total);
-  }
-
-  int finish(State &s, float *staging, Scratch &scratch) const {
+  void finish(State &s) const {
     const int64_t size = shape_.width, width = s.rows.width;
-    if (s.fresh) std::fill_n(s.output, size * width, 0.f);
-    if (output_.data) transpose(s.output, width, staging, size, size, width);
-    const regard_array absent = {};
-    Careful<float> careful(p_, absent, scratch);
-    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    if (output_.data) {
+      if (s.fresh) std::fill_n(s.output, size * width, 0.f);
+      transpose(s.output, width, s.staging, size, size, width);
+    }
     for (int r = 0; r < s.rows.count; ++r) {
       float factor, lse;
-      normalise(s, r, &factor, &lse);
       const int64_t b = s.rows.batch, h = s.rows.head[r], i = s.rows.query[r];
+      normalise<float>(p_, s.weights, h, r, &factor, &lse);
       if (lse_) lse_[(b * p_.heads + h) * p_.queries + i] = lse;
       if (!output_.data) continue;
-      const float *row = staging + r * size;
+      const float *row = s.staging + r * size;
       narrow_row(row_of(output_, p_.dtype, b, h, i), row, p_.value_size, p_.dtype, factor);
       if (!s.masked || finite_row(row, p_.value_size, factor)) continue;
-      careful.output(b, h, i, lse, output_);
+      s.careful.output(b, h, i, lse, output_);
     }
-    return REGARD_OK;
   }
 
   const regard_problem &p_;
@@ -349,9 +407,9 @@ class Pipeline {
   float *lse_;
   Cut<float> cut_;
   PackedShape shape_;
-  uint16_t *keys_ = nullptr, *values_ = nullptr;
-  float *lengths_ = nullptr;  // squared, of the longest key of each slice
-  int64_t slices_ = 0;
+  Packed packed_;
+  Reach *reaches_ = nullptr;  // of each batch element
+  regard_array absent_ = {};
 };
 
 }  // namespace REGARD_NAMESPACE

@@ -40,12 +40,17 @@ REGARD_INLINE void tile_load(const void *from, int64_t stride) {
                    : "r"(from), "r"(stride), "n"(kReg)
                    : "memory");
 }
+// The same for what goes by once: it should not push other things out of the first-level cache.
+template <int kReg>
+REGARD_INLINE void tile_stream(const void *from, int64_t stride) {
+  __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2"
+                   :
+                   : "r"(from), "r"(stride), "n"(kReg)
+                   : "memory");
+}
 template <int kReg>
 REGARD_INLINE void tile_store(void *to, int64_t stride) {
-  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)"
-                   :
-                   : "r"(to), "r"(stride), "n"(kReg)
-                   : "memory");
+  __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "n"(kReg) : "memory");
 }
 template <int kReg>
 REGARD_INLINE void tile_zero() {
@@ -70,31 +75,40 @@ struct TileProduct {
 
   int blocks() const { return (tiles_m + 1) / 2 * ((tiles_n + 1) / 2); }
 
-  // `between(n)` is called after each step, to do n pieces of other work meanwhile.
+  // `between.run(n)` is called after each step, to do n pieces of other work meanwhile; at the
+  // edges, where blocks are not whole, it is not.
   template <class Between>
-  void block(int index, Between &between) const {
+  REGARD_INLINE void block(int index, Between &between) const {
     const int across = (tiles_n + 1) / 2, m = index / across * 2, n = index % across * 2;
     const char *left = a + m * a_tile, *right = b + n * kTileBytes;
     char *sum = c + m * kTileRows * width + n * kTileBytes;
-    if (m + 1 < tiles_m) {
-      if (n + 1 < tiles_n) {
-        multiply<2, 2>(left, right, sum, between);
-      } else {
-        multiply<2, 1>(left, right, sum, between);
-      }
-    } else if (n + 1 < tiles_n) {
-      multiply<1, 2>(left, right, sum, between);
+    if (m + 1 < tiles_m && n + 1 < tiles_n) {
+      multiply<2, 2>(left, right, sum, between);
     } else {
-      multiply<1, 1>(left, right, sum, between);
+      edge(m, n, left, right, sum);
     }
   }
 
  private:
   // Tiles 0 to 3 hold c, 4 and 5 a, 6 and 7 b.
+  struct Nothing {
+    void run(int) {}
+  };
+
+  REGARD_NOINLINE void edge(int m, int n, const char *left, const char *right, char *sum) const {
+    Nothing nothing;
+    if (m + 1 < tiles_m) {
+      multiply<2, 1>(left, right, sum, nothing);
+    } else if (n + 1 < tiles_n) {
+      multiply<1, 2>(left, right, sum, nothing);
+    } else {
+      multiply<1, 1>(left, right, sum, nothing);
+    }
+  }
+
   template <int kM, int kN, class Between>
-  REGARD_NOINLINE void multiply(const char *left, const char *right, char *sum,
-                                Between &shared) const {
-    Between between = shared;
+  REGARD_INLINE void multiply(const char *left, const char *right, char *sum,
+                              Between &between) const {
     const int64_t down = kTileRows * width;
     if (add) {
       tile_load<0>(sum, width);
@@ -108,7 +122,7 @@ struct TileProduct {
       if constexpr (kM > 1 && kN > 1) tile_zero<3>();
     }
     for (int64_t k = 0; k < depth; ++k) {
-      tile_load<4>(left, a_row);
+      tile_stream<4>(left, a_row);
       tile_load<6>(right, width);
       tile_multiply<0, 4, 6>();
       between.run(1);
@@ -118,7 +132,7 @@ struct TileProduct {
         between.run(1);
       }
       if constexpr (kM > 1) {
-        tile_load<5>(left + a_tile, a_row);
+        tile_stream<5>(left + a_tile, a_row);
         tile_multiply<2, 5, 6>();
         between.run(1);
         if constexpr (kN > 1) {
@@ -143,7 +157,6 @@ struct TileProduct {
       tile_store<3>(sum + down + kTileBytes, width);
       between.run(2);
     }
-    shared = between;
   }
 };
 

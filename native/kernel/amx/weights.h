@@ -36,32 +36,12 @@ struct Weights : Softmax<float> {
   bool rise(const float *scores, int64_t keys, int width) {
     bool rises = false;
     for (int r = 0; r < width; r += kLanes<float>) {
-      F top[4];
-      for (F &t : top) t = broadcast(-kInfinity<float>);
-      int64_t j = 0;
-      for (; j + 4 <= keys; j += 4) {
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) top[i] = max(load(scores + (j + i) * width + r), top[i]);
-      }
-      for (; j < keys; ++j) top[0] = max(load(scores + j * width + r), top[0]);
-      rises |= rise_lanes(max(max(top[0], top[1]), max(top[2], top[3])), r);
+      const Rise risen = Softmax<float>::rise(largest(scores + r, keys, width), r);
+      store(sum + r, load(sum + r) * risen.factor);
+      store(shift + r, risen.shift);
+      rises |= risen.any;
     }
     return rises;
-  }
-
- private:
-  bool rise_lanes(F most, int r) {
-    const F lowest = broadcast(-kInfinity<float>), zero = broadcast(0.f), u = broadcast(unit);
-    const F old = load(pivot + r);
-    const auto rises = less(fma(old, u, broadcast(8.f)), most * u);
-    const F now = select(rises, most, old);
-    const F down = zero - select(differ(now, lowest), now, zero) * u;
-    const F factor = select(rises, exp2(fma(old, u, down)), broadcast(1.f));
-    store(rescale + r, factor);
-    store(sum + r, load(sum + r) * factor);
-    store(pivot + r, now);
-    store(shift + r, down);
-    return any(rises);
   }
 };
 
@@ -72,23 +52,24 @@ class Weigher {
   // Of `pairs` pairs of keys. `factors`: of the dropout, laid out as the scores, or null.
   Weigher(Weights *weights, const float *scores, const float *factors, int64_t pairs, int width,
           uint32_t *to)
-      : weights_(weights), scores_(scores), factors_(factors), to_(to), pairs_(pairs),
-        width_(width), left_(pairs * (width / kLanes<float>)) {
+      : weights_(weights),
+        scores_(scores),
+        factors_(factors),
+        to_(to),
+        pairs_(pairs),
+        pair_(pairs),
+        width_(width),
+        left_(pairs * (width / kLanes<float>)),
+        unit_(broadcast(weights->unit)) {
     if (left_) begin();
   }
 
-  REGARD_INLINE void run(int64_t count) {
-    for (count = std::min(count, left_); count > 0; --count) {
-      step();
-      --left_;
-      if (++pair_ < pairs_) continue;
-      store(weights_->sum + row_, even_ + odd_);
-      row_ += kLanes<float>;
-      pair_ = 0;
-      if (left_) begin();
-    }
+  REGARD_INLINE void run(int count) {
+    for (; count > 0 && left_ > 0; --count) step();
   }
-  REGARD_INLINE void finish() { run(left_); }
+  REGARD_INLINE void finish() {
+    while (left_ > 0) step();
+  }
 
  private:
   REGARD_INLINE void begin() {
@@ -98,27 +79,40 @@ class Weigher {
   }
 
   REGARD_INLINE void step() {
-    const F unit = broadcast(weights_->unit);
-    const int64_t at = 2 * pair_ * width_ + row_;
-    F even = load(scores_ + at), odd = load(scores_ + at + width_);
-    even = short_exp2(fma(even, unit, shift_));
-    odd = short_exp2(fma(odd, unit, shift_));
+    F even = load(scores_), odd = load(scores_ + width_);
+    even = short_exp2(fma(even, unit_, shift_));
+    odd = short_exp2(fma(odd, unit_, shift_));
     even_ = even_ + even;
     odd_ = odd_ + odd;
     if (factors_) {
-      even = even * load(factors_ + at);
-      odd = odd * load(factors_ + at + width_);
+      even = even * load(factors_);
+      odd = odd * load(factors_ + width_);
+      factors_ += 2 * width_;
     }
-    _mm512_storeu_si512(to_ + pair_ * width_ + row_, pair_bfloat16(even, odd));
+    _mm512_storeu_si512(to_, pair_bfloat16(even, odd));
+    scores_ += 2 * width_;
+    to_ += width_;
+    --left_;
+    if (--pair_ == 0) next_rows();
+  }
+
+  // The next vector of rows.
+  REGARD_INLINE void next_rows() {
+    store(weights_->sum + row_, even_ + odd_);
+    row_ += kLanes<float>;
+    scores_ += kLanes<float> - 2 * pairs_ * width_;
+    if (factors_) factors_ += kLanes<float> - 2 * pairs_ * width_;
+    to_ += kLanes<float> - pairs_ * width_;
+    pair_ = pairs_;
+    if (left_) begin();
   }
 
   Weights *weights_ = nullptr;
   const float *scores_ = nullptr, *factors_ = nullptr;
   uint32_t *to_ = nullptr;
-  int64_t pairs_ = 0, pair_ = 0;
-  int width_ = 0, row_ = 0;
-  int64_t left_ = 0;
-  F even_, odd_, shift_;  // sums so far, and what is added, for the vector of rows at hand
+  int64_t pairs_ = 0, pair_ = 0, width_ = 0, left_ = 0;
+  int row_ = 0;
+  F unit_, even_, odd_, shift_;  // sums so far, and what is added, for the vector of rows at hand
 };
 
 }  // namespace REGARD_NAMESPACE
