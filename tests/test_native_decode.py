@@ -132,3 +132,12 @@ def test_strided_halves_are_read_in_place(isa):
     for dtype in ("float16", "bfloat16", "float32"):
         q, k, v = arrays(rng, (1, 2, 2, 2, 2 * KEYS, 40, 40), dtype)
         check(make(q[..., 3:35], k[..., ::2, 3:35], v[..., ::2, 5:37]))
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 1, 3, 5, 8, 8), (1, 0, 1, 3, 5, 8, 8)])
+def test_nothing_to_do(isa, shape):
+    b, h, k, lq, lk, d, e = shape
+    for dtype in (np.float32, np.float64):
+        sizes = ((b, h, lq, d), (b, k, lk, d), (b, k, lk, e))
+        y = regard.attention(*(np.zeros(size, dtype) for size in sizes), backend="native")
+        assert y.shape == (b, h, lq, e)

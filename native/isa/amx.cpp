@@ -1,5 +1,5 @@
-// AVX-512 with AMX: the matrix unit multiplies tiles of bfloat16. All that is not a bfloat16
-// forward is left to AVX-512.
+// AVX-512 with AMX: the matrix unit multiplies tiles of bfloat16. All else is left to
+// AVX-512.
 #include "isa/prelude.h"
 
 #if defined(__x86_64__)
@@ -22,6 +22,8 @@
 #include "kernel/amx/pack.h"
 #include "kernel/amx/weights.h"
 #include "kernel/amx/forward.h"
+#include "kernel/amx/gradients.h"
+#include "kernel/amx/backward.h"
 
 namespace regard {
 namespace amx {
@@ -30,8 +32,14 @@ int forward_or_avx512(const regard_problem &p, const regard_array &output, void 
   if (!pays(p)) return avx512_kernels.forward(p, output, lse);
   return Pipeline(p, output, static_cast<float *>(lse)).run();
 }
-int backward_by_avx512(const regard_problem &p, const regard_gradients &gradients) {
-  return avx512_kernels.backward(p, gradients);
+int backward_or_avx512(const regard_problem &p, const regard_gradients &gradients) {
+  if (!backward_pays(p)) return avx512_kernels.backward(p, gradients);
+  const int status = MatrixBackward(p, gradients).run();
+  if (status != REGARD_OK) return status;
+  // Gradients of biases and sinks are left to AVX-512.
+  regard_gradients rest = gradients;
+  rest.d_query.data = rest.d_key.data = rest.d_value.data = nullptr;
+  return avx512_kernels.backward(p, rest);
 }
 int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
   return avx512_kernels.scores(p, request);
@@ -47,7 +55,7 @@ int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
 #endif
 
 namespace regard {
-const Kernels amx_kernels = {"amx", amx::forward_or_avx512, amx::backward_by_avx512,
+const Kernels amx_kernels = {"amx", amx::forward_or_avx512, amx::backward_or_avx512,
                              amx::scores_by_avx512};
 }
 #endif

@@ -26,12 +26,12 @@ class Forward {
         cut_(p),
         blocks_(cut_.count(p)),
         width_(padded<T>(p.value_size)) {
-    const int64_t wanted = (kItems + blocks_ - 1) / std::max<int64_t>(1, blocks_);
+    const int64_t wanted = (kItems + blocks_ - 1) / blocks_;
     chunks_ = std::max<int64_t>(1, std::min(wanted, p.keys / kLeastKeys));
   }
 
   int run() {
-    if (blocks_ == 0 || (!output_.data && !lse_)) return REGARD_OK;
+    if (!output_.data && !lse_) return REGARD_OK;
     if (chunks_ == 1) return parallel(blocks_, p_.threads, &Forward::task, this);
     Scratch scratch(Scratch::kCall);
     parts_ = scratch.take<T>(blocks_ * chunks_ * part_size());
@@ -242,6 +242,7 @@ class Forward {
 };
 
 inline int forward(const regard_problem &p, const regard_array &output, void *lse) {
+  if (p.batch == 0 || p.heads == 0 || p.queries == 0) return REGARD_OK;
   if (p.dtype == REGARD_FLOAT64) return Forward<double>(p, output, lse).run();
   return Forward<float>(p, output, lse).run();
 }

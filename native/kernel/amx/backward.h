@@ -1,0 +1,540 @@
+// The bfloat16 backward on the matrix unit. Work is cut as in kernel/backward.h: pieces of (batch,
+// key head, chunk of queries), within them panels of queries against groups of keys.
+//
+// A panel is up to 16 blocks of 64 rows. Groups of 4 tiles of 32 keys meet 4 blocks of it at a
+// time: first all their scores, weights and gradients of scores, then what these add to the
+// gradients of values, keys and queries. So those sums are deep, and are loaded and stored once a
+// group.
+#ifndef REGARD_KERNEL_AMX_BACKWARD_H
+#define REGARD_KERNEL_AMX_BACKWARD_H
+
+namespace regard {
+namespace REGARD_NAMESPACE {
+
+// Fewer queries or keys leave too much of a tile empty.
+inline bool backward_pays(const regard_problem &p) {
+  if (p.dtype != REGARD_BFLOAT16 || !(p.scale > 0)) return false;
+  if (p.batch == 0 || p.heads == 0 || p.head_size == 0 || p.value_size == 0) return false;
+  return p.queries >= kTileRows && p.keys >= kTileRows;
+}
+
+class MatrixBackward {
+ public:
+  MatrixBackward(const regard_problem &p, const regard_gradients &g)
+      : p_(p),
+        g_(g),
+        turned_(turn(p, g)),
+        shape_(p),
+        turned_shape_(turned_),
+        group_(p.heads / p.key_heads),
+        size_(turned_shape_.width),
+        width_(shape_.width),
+        scores_(g.d_query.data || g.d_key.data) {
+    const int64_t pieces = p.batch * p.key_heads, rows = group_ * p.queries;
+    chunks_ = std::max<int64_t>(1, std::min((kPieces + pieces - 1) / pieces, rows / kLeastRows));
+    chunks_ = std::min(chunks_, std::max<int64_t>(1, p.queries / kRows));
+  }
+
+  int run() {
+    if (!scores_ && !g_.d_value.data) return REGARD_OK;
+    Scratch scratch(Scratch::kCall);
+    const int64_t pieces = p_.batch * p_.key_heads * chunks_;
+    if (chunks_ > 1) {
+      const int64_t values = p_.batch * p_.value_heads * chunks_;
+      if (g_.d_key.data) d_keys_ = scratch.take<float>(pieces * shape_.keys * size_);
+      if (g_.d_value.data) d_values_ = scratch.take<float>(values * shape_.keys * width_);
+      if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    }
+    const int status = parallel(pieces, p_.threads, &MatrixBackward::piece_task, this);
+    if (status != REGARD_OK || chunks_ == 1) return status;
+    const int64_t blocks = (p_.keys + kRows - 1) / kRows;
+    return parallel(p_.batch * p_.value_heads * blocks, p_.threads, &MatrixBackward::add_task,
+                    this);
+  }
+
+ private:
+  static constexpr int64_t kPieces = 16, kLeastRows = 256, kRows = kBlock<float>;
+  static constexpr int kPanelBlocks = 16, kBlocks = 4, kTiles = 4;
+  static constexpr int64_t kPanelRows = kPanelBlocks * kRows, kGroupRows = kBlocks * kRows,
+                           kGroupKeys = kTiles * kTileKeys;
+
+  // A block of rows of a panel.
+  struct Queries {
+    Rows<float> rows;
+    Sight<float> sight;
+    Dropout<float> dropout;
+    uint16_t *queries, *d_outputs;  // pairs of elements [pair][row]
+    float *d_query;                 // [element][row]
+    float shift[kRows], delta[kRows];
+  };
+
+  // Operands of tile t and block b, and which of them there are.
+  struct Group {
+    int64_t base;                  // its first key
+    int first, count;              // blocks of the panel
+    uint16_t *weights, *d_scores;  // [tile][32 rows][key][row]
+    uint32_t *d_pairs;             // [block][tile][pair of keys][row]
+    bool live[kTiles][kBlocks];
+
+    GradientOperands at(int t, int b, int width) const {
+      constexpr int64_t tile = kTileKeys * kGroupRows, block = kTileKeys * kRows;
+      GradientOperands to;
+      to.weights = weights ? weights + t * tile + b * block : nullptr;
+      to.d_scores = d_scores ? d_scores + t * tile + b * block : nullptr;
+      to.d_pairs = d_pairs ? d_pairs + b * kTiles * block / 2 + t * kTileKeys / 2 * width : nullptr;
+      return to;
+    }
+  };
+
+  // One tile and one block.
+  struct Step {
+    int tile, block;
+    int64_t base, begin, end;  // its first key, and those that some row sees
+  };
+
+  // Other work could go between products; there is none (see benchmarks/ladder.md).
+  struct Nothing {
+    void run(int) {}
+  };
+
+  struct Piece {
+    int64_t batch, key_head, chunk;
+    int64_t value_head;
+    uint16_t *keys, *turned_keys, *values;  // packed, one tile when it is first seen
+    bool *packed_keys, *packed_values;
+    float *d_key, *d_value;  // sums: of all keys
+    Queries blocks[kPanelBlocks];
+    int count, width;                        // of the panel: blocks, rows
+    uint16_t *query_pairs, *d_output_pairs;  // of its rows: [pair][element]
+    float *staging;
+    Adjust<float> adjust;
+    GradientScores scores;
+    Group group;
+  };
+
+  // Values as keys, gradients of outputs as queries: what packs the ones packs the others.
+  static regard_problem turn(const regard_problem &p, const regard_gradients &g) {
+    regard_problem turned = p;
+    turned.query = g.d_output;
+    std::swap(turned.key, turned.value);
+    std::swap(turned.key_heads, turned.value_heads);
+    std::swap(turned.head_size, turned.value_size);
+    return turned;
+  }
+
+  static int piece_task(void *context, int64_t index) {
+    const MatrixBackward &self = *static_cast<MatrixBackward *>(context);
+    const regard_problem &p = self.p_;
+    Scratch scratch(Scratch::kTask);
+    Piece s;
+    // Later queries come first: under a causal mask they take longest.
+    s.chunk = self.chunks_ - 1 - index % self.chunks_;
+    s.key_head = index / self.chunks_ % p.key_heads;
+    s.batch = index / self.chunks_ / p.key_heads;
+    self.allocate(s, scratch);
+    Careful<float> careful(p, self.g_.d_output, scratch);
+    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    const MatrixUnit unit;
+    self.piece(s, careful);
+    return REGARD_OK;
+  }
+
+  void allocate(Piece &s, Scratch &scratch) const {
+    const int64_t rows = std::min(kPanelRows, round_up(p_.queries, kRows));
+    const int64_t depth = shape_.depth, turned_depth = turned_shape_.depth;
+    s.keys = scratch.take<uint16_t>(shape_.key_count());
+    s.turned_keys = g_.d_query.data ? scratch.take<uint16_t>(turned_shape_.value_count()) : nullptr;
+    s.values = scores_ ? scratch.take<uint16_t>(turned_shape_.key_count()) : nullptr;
+    s.packed_keys = scratch.take<bool>(shape_.keys / kTileKeys);
+    s.packed_values = scratch.take<bool>(shape_.keys / kTileKeys);
+    s.staging = scratch.take<float>(
+        std::max<int64_t>(kTileSize<float>, kRows * std::max(depth, turned_depth)));
+    s.adjust.allocate(p_, s.staging, scratch);
+    for (int i = 0; i < rows / kRows; ++i) {
+      Queries &q = s.blocks[i];
+      q.sight.allocate(p_, scratch);
+      q.queries = scratch.take<uint16_t>(kRows * depth);
+      q.d_outputs = scores_ ? scratch.take<uint16_t>(kRows * turned_depth) : nullptr;
+      q.d_query = g_.d_query.data ? scratch.take<float>(kRows * size_) : nullptr;
+    }
+    s.query_pairs = g_.d_key.data ? scratch.take<uint16_t>(rows * size_) : nullptr;
+    s.d_output_pairs = g_.d_value.data ? scratch.take<uint16_t>(rows * width_) : nullptr;
+    constexpr int64_t tile = kTileKeys * kRows;
+    s.scores.scores = scratch.take<float>(tile);
+    s.scores.d_weights = scores_ ? scratch.take<float>(tile) : nullptr;
+    s.scores.factors = p_.dropout > 0 ? scratch.take<float>(tile) : nullptr;
+    s.scores.slope = p_.softcap > 0 && scores_ ? scratch.take<float>(tile) : nullptr;
+    constexpr int64_t all = kGroupKeys * kGroupRows;
+    s.group.weights = g_.d_value.data ? scratch.take<uint16_t>(all) : nullptr;
+    s.group.d_scores = scores_ ? scratch.take<uint16_t>(all) : nullptr;
+    s.group.d_pairs = scores_ ? scratch.take<uint32_t>(all / 2) : nullptr;
+    s.d_key = s.d_value = nullptr;
+    if (g_.d_key.data) s.d_key = d_keys_ ? d_keys_ : scratch.take<float>(shape_.keys * size_);
+    if (g_.d_value.data) {
+      s.d_value = d_values_ ? d_values_ : scratch.take<float>(shape_.keys * width_);
+    }
+  }
+
+  void piece(Piece &s, Careful<float> &careful) const {
+    std::fill_n(s.packed_keys, shape_.keys / kTileKeys, false);
+    if (d_keys_) {
+      s.d_key += ((s.batch * p_.key_heads + s.key_head) * chunks_ + s.chunk) * shape_.keys * size_;
+    }
+    if (s.d_key) std::fill_n(s.d_key, shape_.keys * size_, 0.f);
+    float *const d_values = s.d_value;
+    const int64_t heads_per_value = p_.heads / p_.value_heads;
+    const int64_t first = p_.queries * s.chunk / chunks_;
+    const int64_t last = p_.queries * (s.chunk + 1) / chunks_;
+    for (int64_t h = s.key_head * group_; h < (s.key_head + 1) * group_; ++h) {
+      const int64_t value_head = h / heads_per_value;
+      if (h % heads_per_value == 0) start_values(s, value_head, d_values);
+      for (int64_t row = first; row < last; row += kPanelRows) {
+        panel(s, h, row, std::min(last, row + kPanelRows), careful);
+      }
+      if (s.d_value && chunks_ == 1 && (h + 1) % heads_per_value == 0) {
+        for (int64_t j = 0; j < p_.keys; ++j) {
+          write_value(s.batch, value_head, j, s.d_value + j * width_, careful);
+        }
+      }
+    }
+    if (!s.d_key || chunks_ > 1) return;
+    for (int64_t j = 0; j < p_.keys; ++j) {
+      write_key(s.batch, s.key_head, j, s.d_key + j * size_, careful);
+    }
+  }
+
+  // Another head of values.
+  void start_values(Piece &s, int64_t value_head, float *d_values) const {
+    s.value_head = value_head;
+    std::fill_n(s.packed_values, shape_.keys / kTileKeys, false);
+    if (!s.d_value) return;
+    if (d_values_) {
+      const int64_t at = (s.batch * p_.value_heads + value_head) * chunks_ + s.chunk;
+      s.d_value = d_values + at * shape_.keys * width_;
+    }
+    std::fill_n(s.d_value, shape_.keys * width_, 0.f);
+  }
+
+  // The tile of keys, and of values, from `first` on. Tiles that nothing sees are never read.
+  void pack(Piece &s, int64_t first) const {
+    const int64_t last = std::min(first + kTileKeys, p_.keys), t = first / kTileKeys;
+    if (!s.packed_keys[t]) {
+      pack_keys(p_, s.batch, s.key_head, first, last, s.keys);
+      if (s.turned_keys) pack_values(turned_, s.batch, s.key_head, first, last, s.turned_keys);
+      s.packed_keys[t] = true;
+    }
+    if (s.values && !s.packed_values[t]) {
+      pack_keys(turned_, s.batch, s.value_head, first, last, s.values);
+      s.packed_values[t] = true;
+    }
+  }
+
+  // Queries [first, last) of one head.
+  void panel(Piece &s, int64_t head, int64_t first, int64_t last, Careful<float> &careful) const {
+    s.count = static_cast<int>((last - first + kRows - 1) / kRows);
+    int64_t from = p_.keys, to = 0;
+    for (int i = 0; i < s.count; ++i) {
+      const int64_t row = first + i * kRows;
+      set(s, i, head, row, std::min(last - row, kRows));
+      from = std::min(from, s.blocks[i].sight.first());
+      to = std::max(to, s.blocks[i].sight.last());
+    }
+    const Queries &end = s.blocks[s.count - 1];
+    s.width = (s.count - 1) * static_cast<int>(kRows) + end.rows.width;
+    for (int64_t base = from / kTileKeys * kTileKeys; base < to; base += kGroupKeys) {
+      for (int b = 0; b < s.count; b += kBlocks) sweep(s, base, std::min(base + kGroupKeys, to), b);
+    }
+    if (!g_.d_query.data) return;
+    for (int i = 0; i < s.count; ++i) write_queries(s.blocks[i], s.staging, careful);
+  }
+
+  // Keys [base, stop) and the blocks from `first` on.
+  void sweep(Piece &s, int64_t base, int64_t stop, int first) const {
+    Group &group = s.group;
+    group.base = base;
+    group.first = first;
+    group.count = std::min(s.count - first, kBlocks);
+    std::fill_n(group.live[0], kTiles * kBlocks, false);
+    bool any = false;
+    for (int t = 0; base + t * kTileKeys < stop; ++t) {
+      for (int b = 0; b < group.count; ++b) any |= tile(s, t, b);
+    }
+    if (any) sum(s);
+  }
+
+  // Rows of block i of a panel.
+  void set(Piece &s, int i, int64_t head, int64_t first, int64_t count) const {
+    Queries &q = s.blocks[i];
+    Rows<float> &rows = q.rows;
+    rows.set(p_, s.batch, head, first, count);
+    // Whole pairs of tiles: sums over rows are so deep.
+    for (; rows.width % kDepth; ++rows.width) {
+      rows.head[rows.width] = head;
+      rows.query[rows.width] = first + count - 1;
+    }
+    auto *staging = reinterpret_cast<uint16_t *>(s.staging);
+    q.sight.set(rows);
+    if (p_.dropout > 0) q.dropout.set(p_, rows);
+    pack_queries(p_, rows, staging, q.queries);
+    if (scores_) pack_queries(turned_, rows, staging, q.d_outputs);
+    if (s.query_pairs) {
+      pack_row_pairs(p_.query, rows, p_.head_size, size_, s.query_pairs + i * kRows * size_);
+    }
+    if (s.d_output_pairs) {
+      pack_row_pairs(g_.d_output, rows, p_.value_size, width_,
+                     s.d_output_pairs + i * kRows * width_);
+    }
+    if (q.d_query) std::fill_n(q.d_query, size_ * rows.width, 0.f);
+    const int64_t at = (s.batch * p_.heads + head) * p_.queries + first;
+    for (int r = 0; r < rows.width; ++r) {
+      const bool there = r < rows.count;
+      const float total = there ? lse()[at + r] : -kInfinity<float>;
+      // A row that saw nothing has weights 2^(score - inf) = 0.
+      q.shift[r] = total == -kInfinity<float> ? total : -total * static_cast<float>(kLog2e);
+      q.delta[r] = there ? delta()[at + r] : 0;
+    }
+  }
+
+  // Whether there is anything to see.
+  bool tile(Piece &s, int t, int b) const {
+    Group &group = s.group;
+    const Queries &q = s.blocks[group.first + b];
+    Step now = {t, b, group.base + t * kTileKeys, 0, 0};
+    now.begin = now.base;
+    now.end = std::min(now.base + kTileKeys, p_.keys);
+    const View view = s.blocks[group.first + b].sight.look(&now.begin, &now.end);
+    if (view == View::kNone) return false;
+    pack(s, now.base);
+    multiply(now, q, s.keys, shape_.depth, q.queries, s.scores.scores);
+    if (scores_) {
+      multiply(now, q, s.values, turned_shape_.depth, q.d_outputs, s.scores.d_weights);
+    }
+    settle(s, now, q, view);
+    const int width = q.rows.width;
+    const int64_t first = (now.begin - now.base) / 2, last = (now.end - now.base + 1) / 2;
+    const GradientOperands to = group.at(t, b, width);
+    if (first > 0) to.clear(0, first, width);
+    if (last < kTileKeys / 2) to.clear(last, kTileKeys / 2, width);
+    GradientMaker(s.scores, to, q.shift, q.delta, score_unit<float>(p_), width).make(first, last);
+    group.live[t][b] = true;
+    return true;
+  }
+
+  static void run(const TileProduct &product) {
+    Nothing nothing;
+    for (int i = 0; i < product.blocks(); ++i) product.block(i, nothing);
+  }
+
+  // Products of keys (or values) with the queries (or gradients of outputs) of a block.
+  static void multiply(const Step &now, const Queries &q, const uint16_t *left, int64_t depth,
+                       const uint16_t *right, float *to) {
+    TileProduct product;
+    product.a = reinterpret_cast<const char *>(left + now.base * depth);
+    product.a_row = depth * 2;
+    product.a_tile = product.a_row * kTileRows;
+    product.a_depth = kTileBytes;
+    product.b = reinterpret_cast<const char *>(right);
+    product.c = reinterpret_cast<char *>(to);
+    product.width = q.rows.width * 4;
+    product.tiles_m = static_cast<int>((now.end - now.base + kTileRows - 1) / kTileRows);
+    product.tiles_n = q.rows.width / kTileRows;
+    product.depth = depth / kDepth;
+    run(product);
+  }
+
+  // What is left to do to the products before they can become operands.
+  void settle(Piece &s, const Step &now, const Queries &q, View view) const {
+    const int width = q.rows.width;
+    const int64_t lead = now.begin - now.base, count = now.end - now.begin;
+    float *slope = s.scores.slope;
+    s.adjust.apply(q.rows, now.begin, now.end, s.scores.scores + lead * width,
+                   slope ? slope + lead * width : nullptr);
+    if (view == View::kSome) hide(q, s.scores, lead, count);
+    // Operands come in pairs of keys.
+    if (lead % 2) hide_key(s.scores, lead - 1, width);
+    if ((lead + count) % 2) hide_key(s.scores, lead + count, width);
+    if (p_.dropout > 0) q.dropout.fill(now.base, round_up(lead + count, 2), s.scores.factors);
+  }
+
+  static void hide_key(const GradientScores &s, int64_t j, int width) {
+    std::fill_n(s.scores + j * width, width, -kInfinity<float>);
+    if (s.d_weights) std::fill_n(s.d_weights + j * width, width, 0.f);
+    if (s.slope) std::fill_n(s.slope + j * width, width, 0.f);
+  }
+
+  static void hide(const Queries &q, const GradientScores &s, int64_t lead, int64_t count) {
+    const F hidden = broadcast(-kInfinity<float>), zero = broadcast(0.f);
+    for (int64_t j = 0; j < count; ++j) {
+      for (int r = 0; r < q.rows.width; r += kLanes<float>) {
+        const int64_t at = (lead + j) * q.rows.width + r;
+        const auto seen = q.sight.visible(j, r);
+        store(s.scores + at, select(seen, load(s.scores + at), hidden));
+        for (float *other : {s.d_weights, s.slope}) {
+          if (other) store(other + at, select(seen, load(other + at), zero));
+        }
+      }
+    }
+  }
+
+  // What the group adds to the gradients.
+  void sum(Piece &s) const {
+    const Group &group = s.group;
+    int low[kTiles + kBlocks],
+        high[kTiles + kBlocks] = {};  // what is live of tiles, then of blocks
+    std::fill_n(low, kTiles + kBlocks, kTiles + kBlocks);
+    for (int t = 0; t < kTiles; ++t) {
+      for (int b = 0; b < group.count; ++b) {
+        if (!group.live[t][b]) continue;
+        low[t] = std::min(low[t], b);
+        high[t] = std::max(high[t], b + 1);
+        low[kTiles + b] = std::min(low[kTiles + b], t);
+        high[kTiles + b] = std::max(high[kTiles + b], t + 1);
+      }
+    }
+    for (int t = 0; t < kTiles; ++t) {
+      for (int b = 0; b < group.count; ++b) {
+        const bool inside =
+            (low[t] <= b && b < high[t]) || (low[kTiles + b] <= t && t < high[kTiles + b]);
+        const int width = s.blocks[group.first + b].rows.width;
+        if (!inside || group.live[t][b]) continue;
+        group.at(t, b, width).clear(0, kTileKeys / 2, width);
+        pack(s, group.base + t * kTileKeys);
+      }
+    }
+    for (int t = 0; t < kTiles; ++t) {
+      if (low[t] >= high[t]) continue;
+      if (s.d_value) {
+        run(sum_of_keys(s, group.weights, t, low[t], high[t], s.d_output_pairs, s.d_value, width_));
+      }
+      if (s.d_key) {
+        run(sum_of_keys(s, group.d_scores, t, low[t], high[t], s.query_pairs, s.d_key, size_));
+      }
+    }
+    for (int b = 0; b < group.count && g_.d_query.data; ++b) {
+      const int from = low[kTiles + b], to = high[kTiles + b];
+      if (from < to) run(sum_of_queries(s, b, from, to));
+    }
+  }
+
+  // Gradients of keys or values of tile t, over the rows of blocks [from, to).
+  static TileProduct sum_of_keys(const Piece &s, const uint16_t *left, int t, int from, int to,
+                                 const uint16_t *right, float *sums, int64_t size) {
+    const Group &group = s.group;
+    const int64_t row = group.first * kRows, first = from * kRows;
+    const int64_t last = std::min<int64_t>(to * kRows, s.width - row);
+    TileProduct product;
+    product.a = reinterpret_cast<const char *>(left + (t * kGroupRows + first) * kTileKeys);
+    product.a_row = kTileBytes;
+    product.a_tile = kTileBytes * kTileRows;
+    product.a_depth = kTileBytes * kTileKeys;
+    product.b = reinterpret_cast<const char *>(right + (row + first) * size);
+    product.c = reinterpret_cast<char *>(sums + (group.base + t * kTileKeys) * size);
+    product.width = size * 4;
+    product.tiles_m = kTileKeys / kTileRows;
+    product.tiles_n = static_cast<int>(size / kTileRows);
+    product.depth = (last - first) / kDepth;
+    product.add = true;
+    return product;
+  }
+
+  // Gradients of the queries of block b, over tiles [from, to).
+  TileProduct sum_of_queries(const Piece &s, int b, int from, int to) const {
+    const Group &group = s.group;
+    const Queries &q = s.blocks[group.first + b];
+    const int width = q.rows.width;
+    TileProduct product;
+    product.a =
+        reinterpret_cast<const char *>(s.turned_keys + (group.base + from * kTileKeys) * size_);
+    product.a_row = kTileBytes;
+    product.a_tile = kTileBytes * kTileRows;
+    product.a_depth = kTileBytes * size_;
+    product.b = reinterpret_cast<const char *>(group.at(from, b, width).d_pairs);
+    product.c = reinterpret_cast<char *>(q.d_query);
+    product.width = width * 4;
+    product.tiles_m = static_cast<int>(size_ / kTileRows);
+    product.tiles_n = width / kTileRows;
+    product.depth = to - from;
+    product.add = true;
+    return product;
+  }
+
+  void write_queries(const Queries &q, float *turned, Careful<float> &careful) const {
+    const Rows<float> &rows = q.rows;
+    const float scale = static_cast<float>(p_.scale);
+    transpose(q.d_query, rows.width, turned, size_, size_, rows.width);
+    for (int r = 0; r < rows.count; ++r) {
+      const float *row = turned + r * size_;
+      const int64_t i = rows.query[r];
+      narrow_row(row_of(g_.d_query, p_.dtype, rows.batch, rows.head[r], i), row, p_.head_size,
+                 p_.dtype, scale);
+      if (suspect(row, p_.head_size, scale)) {
+        careful.d_query(rows.batch, rows.head[r], i, lse(), delta(), g_.d_query);
+      }
+    }
+  }
+
+  // Adds up the chunks of a block of keys of one value head (and of its key head, if it is the
+  // first of its value heads).
+  static int add_task(void *context, int64_t index) {
+    const MatrixBackward &self = *static_cast<MatrixBackward *>(context);
+    const regard_problem &p = self.p_;
+    const int64_t blocks = (p.keys + kRows - 1) / kRows;
+    const int64_t first = index % blocks * kRows, last = std::min(p.keys, first + kRows);
+    const int64_t b = index / blocks / p.value_heads, head = index / blocks % p.value_heads;
+    const int64_t per_key = p.value_heads / p.key_heads, key_head = head / per_key;
+    Scratch scratch(Scratch::kTask);
+    float *sum = scratch.take<float>(std::max(self.size_, self.width_));
+    Careful<float> careful(p, self.g_.d_output, scratch);
+    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    for (int64_t j = first; j < last; ++j) {
+      if (self.d_values_) {
+        self.add_chunks(self.d_values_, b * p.value_heads + head, j, self.width_, sum);
+        self.write_value(b, head, j, sum, careful);
+      }
+      if (self.d_keys_ && head % per_key == 0) {
+        self.add_chunks(self.d_keys_, b * p.key_heads + key_head, j, self.size_, sum);
+        self.write_key(b, key_head, j, sum, careful);
+      }
+    }
+    return REGARD_OK;
+  }
+
+  void add_chunks(const float *parts, int64_t head, int64_t j, int64_t size, float *sum) const {
+    std::fill_n(sum, size, 0.f);
+    for (int64_t c = 0; c < chunks_; ++c) {
+      add_scaled(sum, parts + ((head * chunks_ + c) * shape_.keys + j) * size, 1.f, size);
+    }
+  }
+
+  void write_key(int64_t b, int64_t head, int64_t j, const float *row,
+                 Careful<float> &careful) const {
+    const float scale = static_cast<float>(p_.scale);
+    narrow_row(row_of(g_.d_key, p_.dtype, b, head, j), row, p_.head_size, p_.dtype, scale);
+    if (suspect(row, p_.head_size, scale)) careful.d_key(b, head, j, lse(), delta(), g_.d_key);
+  }
+  void write_value(int64_t b, int64_t head, int64_t j, const float *row,
+                   Careful<float> &careful) const {
+    narrow_row(row_of(g_.d_value, p_.dtype, b, head, j), row, p_.value_size, p_.dtype, 1.f);
+    if (suspect(row, p_.value_size, 1.f)) careful.d_value(b, head, j, lse(), g_.d_value);
+  }
+
+  // Whether something hidden may have spoilt a row.
+  bool suspect(const float *row, int64_t n, float factor) const {
+    return (p_.intervals.data || p_.mask.data) && !finite_row(row, n, factor);
+  }
+
+  const float *lse() const { return static_cast<const float *>(g_.lse); }
+  const float *delta() const { return static_cast<const float *>(g_.delta); }
+
+  const regard_problem &p_;
+  const regard_gradients &g_;
+  const regard_problem turned_;
+  const PackedShape shape_, turned_shape_;
+  int64_t group_, size_, width_, chunks_;
+  bool scores_;
+  float *d_keys_ = nullptr, *d_values_ = nullptr;  // sums of every chunk, if there are several
+};
+
+}  // namespace REGARD_NAMESPACE
+}  // namespace regard
+#endif
