@@ -182,7 +182,7 @@ def test_heads_choose_key_heads_masks_and_biases():
         whole = seen_of(model, query, key, value).dense()
         with watch(model, heads=[2, 1]) as seen:
             model(query, key, value)
-        assert torch.equal(seen[0].dense(), whole[:, [2, 1]])
+        torch.testing.assert_close(seen[0].dense(), whole[:, [2, 1]])
 
 
 def test_layers_that_match_nothing():
@@ -293,7 +293,7 @@ def test_regards_own_attention_is_seen():
         seen[0] @ value  # an operator that is applied is no call of the model
     assert seen.names == ["Own"]
     assert torch.equal(seen[0].dense(), wanted.dense())
-    assert torch.equal(chosen[0].dense(), wanted.dense()[:, [2, 1]])
+    torch.testing.assert_close(chosen[0].dense(), wanted.dense()[:, [2, 1]])
 
 
 def test_heads_that_were_kept_have_their_own_numbers():
