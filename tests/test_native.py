@@ -295,6 +295,18 @@ def test_the_gradient_of_the_log_sum_exp(isa, dtype):
         assert error(array, exact) <= allowed(0, exact, dtype) * (1 if dtype == "float32" else 10)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_with_a_single_key_the_output_is_its_value_and_the_scores_have_no_gradient(isa, dtype):
+    prob = problem(np.random.default_rng(5), (1, 2, 1, 64, 1, 64, 64), dtype)
+    y, lse = run(prob)
+    expected = np.broadcast_to(prob.value, y.shape).astype(float)
+    np.testing.assert_allclose(y.astype(float), expected, rtol=3e-7)
+    dy = np.random.default_rng(6).standard_normal(y.shape).astype(y.dtype)
+    found = backward(prob, y, lse, dy)
+    for name in ("d_query", "d_key"):
+        assert np.abs(found[name].astype(float)).max() < 2e-4, name
+
+
 def test_hidden_nan_never_arrives_in_a_gradient(isa):
     rng = np.random.default_rng(0)
     q, k, v = arrays(rng, (2, 2, 1, 70, 70, 16, 16))

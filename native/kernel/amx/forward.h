@@ -393,6 +393,11 @@ class Pipeline {
       float factor, lse;
       const int64_t b = s.rows.batch, h = s.rows.head[r], i = s.rows.query[r];
       normalise<float>(p_, s.weights, h, r, &factor, &lse);
+      // An output is the mean of values by the weights that multiplied them: those of a single key
+      // make exactly that key's value.
+      if (factor > 0 && p_.dropout == 0) {
+        factor = 1 / (1 / factor + s.weights.rounded[r] - s.weights.sum[r]);
+      }
       if (lse_) lse_[(b * p_.heads + h) * p_.queries + i] = lse;
       if (!output_.data) continue;
       const float *row = s.staging + r * size;

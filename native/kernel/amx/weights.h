@@ -24,6 +24,12 @@ REGARD_INLINE __m512i pair_bfloat16(F even, F odd) {
 // weights, piece by piece.
 struct Weights : Softmax<float> {
   float shift[kBlock<float>];
+  float rounded[kBlock<float>];  // `sum` of the weights as the matrix unit gets them
+
+  void reset(float score_unit, int width) {
+    Softmax<float>::reset(score_unit, width);
+    std::fill_n(rounded, width, 0.f);
+  }
 
   // For scores that are known to be small: pivots stay at 0.
   void reset_bounded(float score_unit, int width) {
@@ -38,6 +44,7 @@ struct Weights : Softmax<float> {
     for (int r = 0; r < width; r += kLanes<float>) {
       const Rise risen = Softmax<float>::rise(largest(scores + r, keys, width), r);
       store(sum + r, load(sum + r) * risen.factor);
+      store(rounded + r, load(rounded + r) * risen.factor);
       store(shift + r, risen.shift);
       rises |= risen.any;
     }
@@ -75,6 +82,7 @@ class Weigher {
   REGARD_INLINE void begin() {
     even_ = load(weights_->sum + row_);
     odd_ = broadcast(0.f);
+    rounded_ = load(weights_->rounded + row_);
     shift_ = load(weights_->shift + row_);
   }
 
@@ -89,7 +97,12 @@ class Weigher {
       odd = odd * load(factors_ + width_);
       factors_ += 2 * width_;
     }
-    _mm512_storeu_si512(to_, pair_bfloat16(even, odd));
+    const __m512i pairs = pair_bfloat16(even, odd);
+    _mm512_storeu_si512(to_, pairs);
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    even.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    odd.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
+    rounded_ = rounded_ + even + odd;
     scores_ += 2 * width_;
     to_ += width_;
     --left_;
@@ -99,6 +112,7 @@ class Weigher {
   // The next vector of rows.
   REGARD_INLINE void next_rows() {
     store(weights_->sum + row_, even_ + odd_);
+    store(weights_->rounded + row_, rounded_);
     row_ += kLanes<float>;
     scores_ += kLanes<float> - 2 * pairs_ * width_;
     if (factors_) factors_ += kLanes<float> - 2 * pairs_ * width_;
@@ -112,7 +126,8 @@ class Weigher {
   uint32_t *to_ = nullptr;
   int64_t pairs_ = 0, pair_ = 0, width_ = 0, left_ = 0;
   int row_ = 0;
-  F unit_, even_, odd_, shift_;  // sums so far, and what is added, for the vector of rows at hand
+  // Sums so far, and what is added, for the vector of rows at hand.
+  F unit_, even_, odd_, rounded_, shift_;
 };
 
 }  // namespace REGARD_NAMESPACE
