@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-_WIDTH, _LABEL, _NAME, _BAR, _ROW, _GAP = 860, 130, 96, 520, 15, 14
+_WIDTH, _LABEL, _NAME, _BAR, _ROW, _GAP = 860, 130, 96, 460, 15, 14
 _COLOURS = {"regard": "#0b6e4f"}
 _OTHER = "#9aa5b1"
 _MOST = 6.0  # longer bars are cut here, and say how long they are
