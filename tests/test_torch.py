@@ -153,6 +153,7 @@ def test_compiled_dropout_is_repeated_by_the_seed_and_changes_with_every_call():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # PyTorch's own, while it compiles
 def test_inductor():
     q, k, v = tensors(torch.float32)
     call = COMPILED["causal"]
