@@ -83,6 +83,19 @@ def test_gradcheck_of_the_operator():
     assert check(lambda q, k, s: weights(q, k, s)[1, 2:].lse(), (q, k, sinks))
 
 
+def test_gradients_of_padding_that_were_never_written_do_not_count():
+    q, k, v = tensors(torch.float32, shape=(2, 2, 2, 6, 6, 8, 8))
+    sinks = torch.randn(2, requires_grad=True)
+    mask = regard.lengths(keys=[6, 3], queries=[6, 3])
+    y = regard.attention(q, k, v, mask=mask, sinks=sinks)
+    dy = torch.randn_like(y)
+    dy[1, :, 3:] = 0
+    expected = torch.autograd.grad(y, (q, k, v, sinks), dy, retain_graph=True)
+    dy[1, :, 3:] = torch.nan
+    found = torch.autograd.grad(y, (q, k, v, sinks), dy)
+    torch.testing.assert_close(found, expected)
+
+
 def test_only_the_gradients_that_are_wanted_are_computed():
     q, k, v = tensors()
     k.requires_grad_(False)

@@ -78,6 +78,8 @@ def _delta(output: Tensor | None, d_output: Tensor, d_lse: Tensor | None, lse: T
     """
     if output is None:
         return torch.zeros_like(lse)
-    product = torch.where(output == 0, 0, output.to(lse.dtype) * d_output.to(lse.dtype))
+    product = output.to(lse.dtype) * d_output.to(lse.dtype)
     delta = product.sum(dim=-1)
+    if not delta.isfinite().all():
+        delta = product.masked_fill_(output == 0, 0).sum(dim=-1)
     return (delta if d_lse is None else delta - d_lse).contiguous()
