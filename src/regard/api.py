@@ -12,7 +12,8 @@ Options that all of them take:
     softcap   scores become softcap · tanh(scores / softcap), after scale, before bias and mask
     sinks     (H,) scores of a sink that joins the softmax's denominator and has no value
     layout    "BHLD", or "BLHD" for arrays (B, L, heads, size); views, no copies
-    backend   None chooses; "native" or "reference" by name never falls back in silence
+    backend   None chooses; "native", "reference" or, for tensors, "torch" (PyTorch's own
+              attention) by name never falls back in silence
 
 A query that sees nothing has output 0 and weights 0. Errors: regard.errors.
 """

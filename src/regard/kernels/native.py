@@ -30,7 +30,7 @@ from regard.problem import Problem
 
 __all__ = ["available", "backward", "forward", "isa", "isas", "scores", "select_isa", "threads"]
 
-_OUT_OF_MEMORY, _UNKNOWN_ISA = 2, 3
+_OUT_OF_MEMORY = 2
 
 
 def available() -> str | None:
@@ -114,8 +114,6 @@ def _check(status: int) -> None:
         return
     if status == _OUT_OF_MEMORY:
         raise MemoryError("regard: no memory for the kernel's scratch")
-    if status == _UNKNOWN_ISA:
-        raise BackendError(str(available()))
     raise AssertionError(f"regard: the native core refused a call (status {status})")
 
 
