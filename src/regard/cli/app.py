@@ -12,6 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import regard
+from regard.cli.sources import INTERRUPTED
 from regard.errors import RegardError
 
 __all__ = ["app", "run"]
@@ -25,8 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_INTERRUPTED = 130
 
 # Typer's errors of use, such as an option that does not exist.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
@@ -48,8 +47,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _lost(error)
     except (KeyboardInterrupt, typer.Abort):
-        result = _INTERRUPTED
-    if result == _INTERRUPTED:  # some versions of Typer return it
+        result = INTERRUPTED
+    if result == INTERRUPTED:  # some versions of Typer return it
         print("regard: interrupted", file=sys.stderr)
     return int(result or 0)
 

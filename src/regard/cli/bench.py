@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import regard
+from regard.cli.sources import loading
 from regard.cli.timing import Timing, alternate
 from regard.errors import ModelError, OptionError
 
@@ -51,7 +52,8 @@ def bench(dtype: str, seconds: float, as_json: bool) -> None:
     if dtype not in DTYPES:
         raise OptionError(f"--dtype {dtype}", f"one of {', '.join(DTYPES)}")
     try:
-        import torch
+        with loading():
+            import torch
     except ImportError as error:
         raise ModelError(
             "PyTorch is not installed, and bench compares with it",

@@ -127,13 +127,14 @@ def _read(
     tell: Callable[[str], None],
 ) -> Report:
     tell("Loading the model")
-    _quiet()
-    from regard.recording.heads import HeadTable, table
-    from regard.recording.links import links
-    from regard.recording.page import record
-    from regard.recording.text import load
+    with sources.loading():
+        _quiet()
+        from regard.recording.heads import HeadTable, table
+        from regard.recording.links import links
+        from regard.recording.page import record
+        from regard.recording.text import load
 
-    reader = load(directory, title)
+        reader = load(directory, title)
     passages = reader.passages(text)
     if request.part > len(passages):
         there = f"a number from 1 to {len(passages)}"

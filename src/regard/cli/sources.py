@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from regard.errors import FileFormatError, ModelError, OptionError
 
-__all__ = ["check_output", "default_model", "require", "source"]
+__all__ = ["INTERRUPTED", "check_output", "default_model", "loading", "require", "source"]
+
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 
 
 def source(given: str) -> tuple[str, str]:
@@ -80,6 +87,28 @@ def require(*modules: str) -> None:
         raise ModelError(
             f"not installed: {', '.join(missing)}", remedy='pip install "regard[demo]"'
         )
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Libraries and models load within: Ctrl-C ends the process at once.
+
+    Nothing has been written yet that could be lost, and a KeyboardInterrupt in the midst of an
+    extension module's own start would abort the process instead.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(*_: Any) -> None:
+    os.write(2, b"\nregard: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 def default_model() -> tuple[Path, str]:
