@@ -25,6 +25,11 @@ extern const Kernels baseline_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels amx_kernels;
+
+// One block of rows alone, the index-th where a block has at most `rows` rows (at most 64), for
+// what the matrix unit cannot do: values that are not finite, among them hidden ones.
+int avx512_forward_block(const regard_problem &problem, const regard_array &output, void *lse,
+                         int64_t rows, int64_t index);
 #endif
 
 }  // namespace regard

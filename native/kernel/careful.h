@@ -1,6 +1,6 @@
-// One row at a time, over only what it may see. Products of tiles multiply hidden weights, which
-// are 0, by hidden values; where those are infinite or NaN the row comes out as NaN and is done
-// again here. A visible NaN comes out again.
+// Gradients one row at a time, over only what it may see. Products of tiles multiply hidden weights,
+// which are 0, by hidden values; where those are infinite or NaN the row comes out as NaN and is
+// done again here. A visible NaN comes out again.
 #ifndef REGARD_KERNEL_CAREFUL_H
 #define REGARD_KERNEL_CAREFUL_H
 
@@ -22,7 +22,6 @@ REGARD_INLINE void add_scaled(T *to, const T *from, T factor, int64_t n) {
 template <class T>
 class Careful {
  public:
-  // `d_output` may be absent, for the forward.
   Careful(const regard_problem &p, const regard_array &d_output, Scratch &scratch)
       : p_(p), d_output_(d_output), size_(padded<T>(p.head_size)), width_(padded<T>(p.value_size)) {
     query_ = scratch.take<T>(size_);
@@ -30,18 +29,6 @@ class Careful {
     value_ = scratch.take<T>(width_);
     grad_ = scratch.take<T>(width_);
     sum_ = scratch.take<T>(std::max(size_, width_));
-  }
-
-  // output of one query, whose log-sum-exp is given
-  void output(int64_t b, int64_t h, int64_t i, T lse, const regard_array &y) {
-    clear();
-    load_query(b, h, i);
-    for (int64_t j = 0; j < p_.keys; ++j) {
-      if (!sees(p_, b, h, i, j)) continue;
-      load_key(b, h, j);
-      add_scaled(sum_, value_, weight(b, h, i, j, lse) * factor(b, h, i, j), width_);
-    }
-    narrow_row(row_of(y, p_.dtype, b, h, i), sum_, p_.value_size, p_.dtype, T(1));
   }
 
   void d_query(int64_t b, int64_t h, int64_t i, const T *lse, const T *delta,
@@ -94,7 +81,6 @@ class Careful {
 
   void load_query(int64_t b, int64_t h, int64_t i) {
     widen_row(query_, row_of(p_.query, p_.dtype, b, h, i), p_.head_size, p_.dtype);
-    if (!d_output_.data) return;
     widen_row(grad_, row_of(d_output_, p_.dtype, b, h, i), p_.value_size, p_.dtype);
   }
   void load_key(int64_t b, int64_t h, int64_t j) {

@@ -37,8 +37,19 @@ class Pipeline {
     if (!output_.data && !lse_) return REGARD_OK;
     Scratch scratch(Scratch::kCall);
     reaches_ = scratch.take<Reach>(p_.batch);
+    const int64_t blocks = cut_.count(p_);
+    spoilt_ = scratch.take<uint8_t>(blocks);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     for (int64_t b = 0; b < p_.batch; ++b) reaches_[b] = reach(b);
+    std::fill_n(spoilt_, blocks, uint8_t{0});
+    const int status = all_blocks(scratch);
+    const bool good = std::find(spoilt_, spoilt_ + blocks, 1) == spoilt_ + blocks;
+    if (status != REGARD_OK || good) return status;
+    return parallel(blocks, p_.threads, &Pipeline::spoilt_task, this);
+  }
+
+ private:
+  int all_blocks(Scratch &scratch) {
     // A thread that has packed a head finds it in its cache, if there are heads enough for all.
     const bool alike = p_.value_heads == p_.key_heads || !output_.data;
     const int64_t heads = p_.batch * p_.key_heads;
@@ -52,7 +63,6 @@ class Pipeline {
     return parallel(cut_.count(p_), p_.threads, &Pipeline::block_task, this);
   }
 
- private:
   // All keys that some query of a batch element sees lie within.
   struct Reach {
     int64_t first, last;
@@ -103,10 +113,6 @@ class Pipeline {
     bool bounded;
     bool fresh = true;    // nothing is in `output` yet
     bool masked = false;  // some row could not see some key
-    Careful<float> careful;
-
-    State(const regard_problem &p, const regard_array &absent, Scratch &scratch)
-        : careful(p, absent, scratch) {}
   };
 
   Reach reach(int64_t batch) const {
@@ -159,14 +165,15 @@ class Pipeline {
     const Pipeline &self = *static_cast<Pipeline *>(context);
     const regard_problem &p = self.p_;
     Scratch scratch(Scratch::kTask);
-    State s(p, self.absent_, scratch);
+    State s;
     self.allocate(s, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const MatrixUnit unit;
     self.cut_.set(p, index, &s.rows);
     const int64_t b = s.rows.batch, h = s.rows.head[0];
-    self.block(s, self.packed_, b * p.key_heads + h / (p.heads / p.key_heads),
-               b * p.value_heads + h / (p.heads / p.value_heads));
+    self.spoilt_[index] =
+        !self.block(s, self.packed_, b * p.key_heads + h / (p.heads / p.key_heads),
+                    b * p.value_heads + h / (p.heads / p.value_heads));
     return REGARD_OK;
   }
 
@@ -175,7 +182,7 @@ class Pipeline {
     const Pipeline &self = *static_cast<Pipeline *>(context);
     const regard_problem &p = self.p_;
     Scratch scratch(Scratch::kTask);
-    State s(p, self.absent_, scratch);
+    State s;
     self.allocate(s, scratch);
     const Packed packed(self.shape_, 1, self.output_.data ? 1 : 0, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
@@ -187,9 +194,15 @@ class Pipeline {
     const MatrixUnit unit;
     for (int64_t i = head * blocks; i < (head + 1) * blocks; ++i) {
       self.cut_.set(p, i, &s.rows);
-      self.block(s, packed, 0, 0);
+      self.spoilt_[i] = !self.block(s, packed, 0, 0);
     }
     return REGARD_OK;
+  }
+
+  static int spoilt_task(void *context, int64_t index) {
+    const Pipeline &self = *static_cast<Pipeline *>(context);
+    if (!self.spoilt_[index]) return REGARD_OK;
+    return avx512_forward_block(self.p_, self.output_, self.lse_, kBlockRows, index);
   }
 
   void allocate(State &s, Scratch &scratch) const {
@@ -206,12 +219,14 @@ class Pipeline {
     s.adjust.allocate(p_, s.staging, scratch);
   }
 
-  void block(State &s, const Packed &packed, int64_t key_head, int64_t value_head) const {
+  // Returns false if hidden values have spoilt a row: products of tiles multiply hidden weights,
+  // which are 0, by hidden values, which may be infinite or NaN.
+  bool block(State &s, const Packed &packed, int64_t key_head, int64_t value_head) const {
     s.keys = packed.keys + key_head * shape_.key_count();
     s.values = packed.values + value_head * shape_.value_count();
     start(s, packed.lengths + key_head * shape_.slices());
     sweep(s);
-    finish(s);
+    return finish(s);
   }
 
   void start(State &s, const float *lengths) const {
@@ -383,8 +398,9 @@ class Pipeline {
     }
   }
 
-  void finish(State &s) const {
+  bool finish(State &s) const {
     const int64_t size = shape_.width, width = s.rows.width;
+    bool good = true;
     if (output_.data) {
       if (s.fresh) std::fill_n(s.output, size * width, 0.f);
       transpose(s.output, width, s.staging, size, size, width);
@@ -402,9 +418,9 @@ class Pipeline {
       if (!output_.data) continue;
       const float *row = s.staging + r * size;
       narrow_row(row_of(output_, p_.dtype, b, h, i), row, p_.value_size, p_.dtype, factor);
-      if (!s.masked || finite_row(row, p_.value_size, factor)) continue;
-      s.careful.output(b, h, i, lse, output_);
+      good &= !s.masked || finite_row(row, p_.value_size, factor);
     }
+    return good;
   }
 
   const regard_problem &p_;
@@ -413,8 +429,8 @@ class Pipeline {
   Cut<float> cut_;
   PackedShape shape_;
   Packed packed_;
-  Reach *reaches_ = nullptr;  // of each batch element
-  regard_array absent_ = {};
+  Reach *reaches_ = nullptr;   // of each batch element
+  uint8_t *spoilt_ = nullptr;  // which blocks are
 };
 
 }  // namespace REGARD_NAMESPACE
