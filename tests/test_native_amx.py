@@ -10,11 +10,11 @@ from conftest import ISAS
 from problems import allowed, arrays, error, plain_error, truth
 from regard.kernels import native
 from regard.problem import make
-from test_native import run
+from test_native import check, run
 
 pytestmark = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no AMX")
 
-DTYPES = ["bfloat16"]
+DTYPES = ["bfloat16", "float16"]
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +44,27 @@ def test_blocks_that_hidden_nan_spoils_are_done_again(dtype, queries):
         exact, total = truth(clean)
         assert error(y, exact) <= allowed(plain_error(clean, exact), exact, dtype)
         assert error(lse, total) <= 2e-5
+
+
+@pytest.mark.parametrize("size", [2.0**-13, 1.0, 65504.0])
+def test_float16_of_any_size(size):
+    """From subnormal halves, whose parts are no subnormals, to the largest."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.integers(-2047, 2048, (1, 2, n, 40)) / 2047 for n in (70, 90, 90))
+    q, k, v = ((a * size).astype(np.float16) for a in (q, k, v))
+    check(make(q, k, v, scale=0.5 / size**2))
+
+
+def test_infinite_values_arrive_as_they_are():
+    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 70, 90, 40, 40), "float16")
+    v[..., 3, 5], v[..., 4, 6] = np.inf, np.nan
+    y, _ = run(make(q, k, v))
+    expected = truth(make(q, k, v))[0]
+    np.testing.assert_array_equal(np.isinf(y), np.isinf(expected))
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+    k[..., 7, :] = -np.inf * np.sign(q[0, 0, 0])
+    y, lse = run(make(q, k, v[..., :5]))
+    expected, total = truth(make(q, k, v[..., :5]))
+    np.testing.assert_array_equal(np.isfinite(y), np.isfinite(expected))
+    np.testing.assert_array_equal(np.isfinite(lse), np.isfinite(total))
+    assert np.isfinite(lse[0, 0, 0])

@@ -19,6 +19,7 @@
 #include "isa/avx512.h"
 #include "kernel/kernel.h"
 #include "kernel/amx/tiles.h"
+#include "kernel/amx/parts.h"
 #include "kernel/amx/pack.h"
 #include "kernel/amx/weights.h"
 #include "kernel/amx/forward.h"
@@ -30,7 +31,9 @@ namespace amx {
 
 int forward_or_avx512(const regard_problem &p, const regard_array &output, void *lse) {
   if (!pays(p)) return avx512_kernels.forward(p, output, lse);
-  return Pipeline(p, output, static_cast<float *>(lse)).run();
+  auto *sums = static_cast<float *>(lse);
+  return p.dtype == REGARD_BFLOAT16 ? Pipeline<1>(p, output, sums).run()
+                                    : Pipeline<2>(p, output, sums).run();
 }
 int backward_or_avx512(const regard_problem &p, const regard_gradients &gradients) {
   if (!backward_pays(p)) return avx512_kernels.backward(p, gradients);

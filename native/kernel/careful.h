@@ -1,6 +1,6 @@
-// Gradients one row at a time, over only what it may see. Products of tiles multiply hidden weights,
-// which are 0, by hidden values; where those are infinite or NaN the row comes out as NaN and is
-// done again here. A visible NaN comes out again.
+// Gradients one row at a time, over only what it may see. Products of tiles multiply hidden
+// weights, which are 0, by hidden values; where those are infinite or NaN the row comes out as NaN
+// and is done again here. A visible NaN comes out again.
 #ifndef REGARD_KERNEL_CAREFUL_H
 #define REGARD_KERNEL_CAREFUL_H
 

@@ -219,12 +219,12 @@ class MatrixBackward {
   void pack(Piece &s, int64_t first) const {
     const int64_t last = std::min(first + kTileKeys, p_.keys), t = first / kTileKeys;
     if (!s.packed_keys[t]) {
-      pack_keys(p_, s.batch, s.key_head, first, last, s.keys);
-      if (s.turned_keys) pack_values(turned_, s.batch, s.key_head, first, last, s.turned_keys);
+      pack_keys<1>(p_, s.batch, s.key_head, first, last, s.keys);
+      if (s.turned_keys) pack_values<1>(turned_, s.batch, s.key_head, first, last, s.turned_keys);
       s.packed_keys[t] = true;
     }
     if (s.values && !s.packed_values[t]) {
-      pack_keys(turned_, s.batch, s.value_head, first, last, s.values);
+      pack_keys<1>(turned_, s.batch, s.value_head, first, last, s.values);
       s.packed_values[t] = true;
     }
   }
@@ -275,8 +275,8 @@ class MatrixBackward {
     auto *staging = reinterpret_cast<uint16_t *>(s.staging);
     q.sight.set(rows);
     if (p_.dropout > 0) q.dropout.set(p_, rows);
-    pack_queries(p_, rows, staging, q.queries);
-    if (scores_) pack_queries(turned_, rows, staging, q.d_outputs);
+    pack_queries<1>(p_, rows, staging, q.queries);
+    if (scores_) pack_queries<1>(turned_, rows, staging, q.d_outputs);
     if (s.query_pairs) {
       pack_row_pairs(p_.query, rows, p_.head_size, size_, s.query_pairs + i * kRows * size_);
     }
@@ -320,7 +320,7 @@ class MatrixBackward {
     return true;
   }
 
-  static void run(const TileProduct &product) {
+  static void run(const TileProduct<1> &product) {
     Nothing nothing;
     for (int i = 0; i < product.blocks(); ++i) product.block(i, nothing);
   }
@@ -328,7 +328,7 @@ class MatrixBackward {
   // Products of keys (or values) with the queries (or gradients of outputs) of a block.
   static void multiply(const Step &now, const Queries &q, const uint16_t *left, int64_t depth,
                        const uint16_t *right, float *to) {
-    TileProduct product;
+    TileProduct<1> product;
     product.a = reinterpret_cast<const char *>(left + now.base * depth);
     product.a_row = depth * 2;
     product.a_tile = product.a_row * kTileRows;
@@ -417,12 +417,12 @@ class MatrixBackward {
   }
 
   // Gradients of keys or values of tile t, over the rows of blocks [from, to).
-  static TileProduct sum_of_keys(const Piece &s, const uint16_t *left, int t, int from, int to,
-                                 const uint16_t *right, float *sums, int64_t size) {
+  static TileProduct<1> sum_of_keys(const Piece &s, const uint16_t *left, int t, int from, int to,
+                                    const uint16_t *right, float *sums, int64_t size) {
     const Group &group = s.group;
     const int64_t row = group.first * kRows, first = from * kRows;
     const int64_t last = std::min<int64_t>(to * kRows, s.width - row);
-    TileProduct product;
+    TileProduct<1> product;
     product.a = reinterpret_cast<const char *>(left + (t * kGroupRows + first) * kTileKeys);
     product.a_row = kTileBytes;
     product.a_tile = kTileBytes * kTileRows;
@@ -438,11 +438,11 @@ class MatrixBackward {
   }
 
   // Gradients of the queries of block b, over tiles [from, to).
-  TileProduct sum_of_queries(const Piece &s, int b, int from, int to) const {
+  TileProduct<1> sum_of_queries(const Piece &s, int b, int from, int to) const {
     const Group &group = s.group;
     const Queries &q = s.blocks[group.first + b];
     const int width = q.rows.width;
-    TileProduct product;
+    TileProduct<1> product;
     product.a =
         reinterpret_cast<const char *>(s.turned_keys + (group.base + from * kTileKeys) * size_);
     product.a_row = kTileBytes;

@@ -1,9 +1,9 @@
-// The bfloat16 forward on the matrix unit. Keys and values are packed once for each head. Blocks of
-// rows then take their keys in tiles of 32, in three steps, and each round does one step of three
-// tiles: products of the next one, weights of this one, sums of values of a group of those before.
-// The steps do not depend on one another and are cut into pieces that alternate, so that the matrix
-// unit and the vector units work at the same time; all that they touch but keys and values stays in
-// the first-level cache.
+// The forward on the matrix unit, for elements that are sums of a few bfloat16. Keys and values are
+// packed once for each head. Blocks of rows then take their keys in tiles of 32, in three steps,
+// and each round does one step of three tiles: products of the next one, weights of this one, sums
+// of values of a group of those before. The steps do not depend on one another and are cut into
+// pieces that alternate, so that the matrix unit and the vector units work at the same time; all
+// that they touch but keys and values stays in the first-level cache.
 #ifndef REGARD_KERNEL_AMX_FORWARD_H
 #define REGARD_KERNEL_AMX_FORWARD_H
 
@@ -15,6 +15,7 @@ namespace REGARD_NAMESPACE {
 constexpr int kBlockRows = 2 * kTileRows;
 constexpr int64_t kTileKeys = kDepth;
 constexpr int kGroupTiles = 4;
+constexpr int64_t kGroupPart = kGroupTiles * kTileKeys / 2 * kBlockRows;  // of their weights
 static_assert(kBlockRows * kTileKeys * kGroupTiles <= kTileSize<float>, "as Sight's buffers are");
 
 // Scores within so many powers of 2 of 1 need no largest score to be subtracted: their weights and
@@ -23,14 +24,17 @@ constexpr float kBounded = 60;
 
 // Fewer rows than a tile of the matrix unit leave too much of it empty.
 inline bool pays(const regard_problem &p) {
-  if (p.dtype != REGARD_BFLOAT16 || !(p.scale > 0) || p.head_size == 0) return false;
+  if ((p.dtype != REGARD_BFLOAT16 && p.dtype != REGARD_FLOAT16) || !(p.scale > 0) ||
+      p.head_size == 0)
+    return false;
   return Cut<float>(p, kBlockRows).heads * p.queries >= kTileRows;
 }
 
+template <int kParts>
 class Pipeline {
  public:
   Pipeline(const regard_problem &p, const regard_array &output, float *lse)
-      : p_(p), output_(output), lse_(lse), cut_(p, kBlockRows), shape_(p) {}
+      : p_(p), output_(output), lse_(lse), cut_(p, kBlockRows), shape_(p, kParts) {}
 
   int run() {
     if (p_.batch == 0 || p_.heads == 0 || p_.queries == 0) return REGARD_OK;
@@ -139,14 +143,14 @@ class Pipeline {
     float &length = to.lengths[at * shape_.slices() + slice];
     length = 0;
     if (!reaches_[head / p_.key_heads].touches(first, last)) return;
-    length = pack_keys(p_, head / p_.key_heads, head % p_.key_heads, first, last,
-                       to.keys + at * shape_.key_count());
+    length = pack_keys<kParts>(p_, head / p_.key_heads, head % p_.key_heads, first, last,
+                               to.keys + at * shape_.key_count());
   }
   void pack_value_slice(int64_t head, int64_t slice, const Packed &to, int64_t at) const {
     const int64_t first = slice * kSlice, last = std::min(first + kSlice, shape_.keys);
     if (!reaches_[head / p_.value_heads].touches(first, last)) return;
-    pack_values(p_, head / p_.value_heads, head % p_.value_heads, first, last,
-                to.values + at * shape_.value_count());
+    pack_values<kParts>(p_, head / p_.value_heads, head % p_.value_heads, first, last,
+                        to.values + at * shape_.value_count());
   }
 
   static int pack_task(void *context, int64_t index) {
@@ -209,18 +213,19 @@ class Pipeline {
     constexpr int64_t tile = kTileKeys * kBlockRows;
     s.staging =
         scratch.take<float>(std::max(tile, kBlockRows * std::max(shape_.width, shape_.depth)));
-    s.queries = scratch.take<uint16_t>(kBlockRows * shape_.depth);
+    s.queries = scratch.take<uint16_t>(kParts * kBlockRows * shape_.depth);
     for (float *&scores : s.scores) scores = scratch.take<float>(tile);
-    s.filling.weights = scratch.take<uint32_t>(kGroupTiles * tile / 2);
-    s.summing.weights = scratch.take<uint32_t>(kGroupTiles * tile / 2);
+    s.filling.weights = scratch.take<uint32_t>(kParts * kGroupPart);
+    s.summing.weights = scratch.take<uint32_t>(kParts * kGroupPart);
     s.factors = p_.dropout > 0 ? scratch.take<float>(tile) : nullptr;
     s.output = scratch.take<float>(kBlockRows * shape_.width);
     s.sight.allocate(p_, scratch);
     s.adjust.allocate(p_, s.staging, scratch);
   }
 
-  // Returns false if hidden values have spoilt a row: products of tiles multiply hidden weights,
-  // which are 0, by hidden values, which may be infinite or NaN.
+  // Returns false if a row may have come out as NaN that should not: products of tiles multiply
+  // hidden weights, which are 0, by hidden values, which may be infinite or NaN; and parts of
+  // something infinite, visible or not, do not add up to it.
   bool block(State &s, const Packed &packed, int64_t key_head, int64_t value_head) const {
     s.keys = packed.keys + key_head * shape_.key_count();
     s.values = packed.values + value_head * shape_.value_count();
@@ -235,7 +240,7 @@ class Pipeline {
     s.now.live = false;
     s.filling.tiles = s.summing.tiles = 0;
     const float length =
-        pack_queries(p_, s.rows, reinterpret_cast<uint16_t *>(s.staging), s.queries);
+        pack_queries<kParts>(p_, s.rows, reinterpret_cast<uint16_t *>(s.staging), s.queries);
     s.sight.set(s.rows);
     if (p_.dropout > 0) s.dropout.set(p_, s.rows);
     const float unit = score_unit<float>(p_);
@@ -289,13 +294,13 @@ class Pipeline {
 
   // The products of `next`, the weights of s.now and some of the sums of values of s.summing.
   void round(State &s, const Step &next) const {
-    Weigher weigher = s.now.live ? start_weights(s) : Weigher();
+    Weigher<kParts> weigher = s.now.live ? start_weights(s) : Weigher<kParts>();
     if (next.live) {
-      const TileProduct products = product_of_queries(s, next);
+      const TileProduct<kParts> products = product_of_queries(s, next);
       for (int i = 0; i < products.blocks(); ++i) products.block(i, weigher);
     }
     if (s.summing.tiles) {
-      const TileProduct sums = product_of_values(s, s.summing);
+      const TileProduct<kParts> sums = product_of_values(s, s.summing);
       const int stop = s.summing.done + (sums.blocks() + kGroupTiles - 1) / kGroupTiles;
       sum(s, sums, std::min(stop, sums.blocks()), weigher);
     }
@@ -303,7 +308,7 @@ class Pipeline {
     s.now = next;
   }
 
-  REGARD_INLINE Weigher start_weights(State &s) const {
+  REGARD_INLINE Weigher<kParts> start_weights(State &s) const {
     const Step &now = s.now;
     const int width = s.rows.width;
     Group &group = s.filling;
@@ -312,18 +317,20 @@ class Pipeline {
     uint32_t *to = group.weights + group.tiles++ * kTileKeys / 2 * width;
     // Pairs of keys that nothing sees weigh nothing.
     const int64_t first = (now.begin - now.base) / 2, last = (now.end - now.base + 1) / 2;
-    if (first > 0) std::fill(to, to + first * width, 0u);
-    if (last < kTileKeys / 2) std::fill(to + last * width, to + kTileKeys / 2 * width, 0u);
+    for (uint32_t *part = to; part < to + kParts * kGroupPart; part += kGroupPart) {
+      if (first > 0) std::fill_n(part, first * width, 0u);
+      if (last < kTileKeys / 2) std::fill(part + last * width, part + kTileKeys / 2 * width, 0u);
+    }
     const int64_t skip = 2 * first * width;
-    return Weigher(&s.weights, now.scores + skip, s.factors ? s.factors + skip : nullptr,
-                   last - first, width, to + first * width);
+    return Weigher<kParts>(&s.weights, now.scores + skip, s.factors ? s.factors + skip : nullptr,
+                           last - first, width, to + first * width, kGroupPart);
   }
 
   // Ends the group that is being filled; its sums come next, and those before it are finished.
   REGARD_NOINLINE void close(State &s) const {
     if (s.summing.tiles) {
-      Weigher nothing;
-      const TileProduct sums = product_of_values(s, s.summing);
+      Weigher<kParts> nothing;
+      const TileProduct<kParts> sums = product_of_values(s, s.summing);
       sum(s, sums, sums.blocks(), nothing);
     }
     std::swap(s.filling, s.summing);
@@ -332,18 +339,21 @@ class Pipeline {
     if (s.summing.tiles) s.fresh = false;
   }
 
-  REGARD_INLINE void sum(State &s, const TileProduct &sums, int stop, Weigher &weigher) const {
+  REGARD_INLINE void sum(State &s, const TileProduct<kParts> &sums, int stop,
+                         Weigher<kParts> &weigher) const {
     for (; s.summing.done < stop; ++s.summing.done) sums.block(s.summing.done, weigher);
   }
 
-  REGARD_INLINE TileProduct product_of_queries(const State &s, const Step &next) const {
-    TileProduct product;
-    const int64_t row = shape_.depth * 2;
-    product.a = reinterpret_cast<const char *>(s.keys + next.base * shape_.depth);
+  REGARD_INLINE TileProduct<kParts> product_of_queries(const State &s, const Step &next) const {
+    TileProduct<kParts> product;
+    const int64_t row = shape_.key_row() * 2;
+    product.a = reinterpret_cast<const char *>(s.keys + next.base * shape_.key_row());
     product.a_row = row;
     product.a_tile = row * kTileRows;
     product.a_depth = kTileBytes;
+    product.a_part = shape_.depth * 2;
     product.b = reinterpret_cast<const char *>(s.queries);
+    product.b_part = shape_.depth * 2 * s.rows.width;
     product.c = reinterpret_cast<char *>(next.scores);
     product.width = s.rows.width * 4;
     product.tiles_m = static_cast<int>((next.end - next.base + kTileRows - 1) / kTileRows);
@@ -352,14 +362,16 @@ class Pipeline {
     return product;
   }
 
-  REGARD_INLINE TileProduct product_of_values(const State &s, const Group &group) const {
-    TileProduct product;
+  REGARD_INLINE TileProduct<kParts> product_of_values(const State &s, const Group &group) const {
+    TileProduct<kParts> product;
     if (!output_.data) return product;
-    product.a = reinterpret_cast<const char *>(s.values + group.base * shape_.width);
+    product.a = reinterpret_cast<const char *>(s.values + group.base * shape_.value_row());
     product.a_row = kTileBytes;
     product.a_tile = kTileBytes * kTileRows;
-    product.a_depth = kTileBytes * shape_.width;
+    product.a_depth = kTileBytes * shape_.value_row();
+    product.a_part = kTileBytes * shape_.width;
     product.b = reinterpret_cast<const char *>(group.weights);
+    product.b_part = kGroupPart * 4;
     product.c = reinterpret_cast<char *>(s.output);
     product.width = s.rows.width * 4;
     product.tiles_m = static_cast<int>(shape_.width / kTileRows);
@@ -411,14 +423,15 @@ class Pipeline {
       normalise<float>(p_, s.weights, h, r, &factor, &lse);
       // An output is the mean of values by the weights that multiplied them: those of a single key
       // make exactly that key's value.
-      if (factor > 0 && p_.dropout == 0) {
+      if (kParts == 1 && factor > 0 && p_.dropout == 0) {
         factor = 1 / (1 / factor + s.weights.rounded[r] - s.weights.sum[r]);
       }
       if (lse_) lse_[(b * p_.heads + h) * p_.queries + i] = lse;
+      if (kParts > 1) good &= lse < kInfinity<float>;
       if (!output_.data) continue;
       const float *row = s.staging + r * size;
       narrow_row(row_of(output_, p_.dtype, b, h, i), row, p_.value_size, p_.dtype, factor);
-      good &= !s.masked || finite_row(row, p_.value_size, factor);
+      good &= (kParts == 1 && !s.masked) || finite_row(row, p_.value_size, factor);
     }
     return good;
   }

@@ -62,10 +62,12 @@ REGARD_INLINE void tile_multiply() {
 }
 
 // c (+)= a b of tiles_m x tiles_n tiles, in blocks of 2 x 2. Rows of b hold pairs of rows of the
-// matrix that it stands for. All distances are in bytes.
+// matrix that it stands for. Both sides are sums of kParts parts. All distances are in bytes.
+template <int kParts>
 struct TileProduct {
   const char *a;
   int64_t a_row, a_tile, a_depth;  // from row to row, tile to tile, and along the depth
+  int64_t a_part = 0, b_part = 0;  // from part to part
   const char *b;
   char *c;
   int64_t width;  // of rows of b and of c
@@ -106,6 +108,29 @@ struct TileProduct {
     }
   }
 
+  // One tile deep. Sides that the step before has loaded need not be loaded again.
+  template <int kM, int kN, bool kLoadLeft, bool kLoadRight, class Between>
+  REGARD_INLINE void step(const char *left, const char *right, Between &between) const {
+    if constexpr (kLoadLeft) tile_stream<4>(left, a_row);
+    if constexpr (kLoadRight) tile_load<6>(right, width);
+    tile_multiply<0, 4, 6>();
+    between.run(1);
+    if constexpr (kN > 1) {
+      if constexpr (kLoadRight) tile_load<7>(right + kTileBytes, width);
+      tile_multiply<1, 4, 7>();
+      between.run(1);
+    }
+    if constexpr (kM > 1) {
+      if constexpr (kLoadLeft) tile_stream<5>(left + a_tile, a_row);
+      tile_multiply<2, 5, 6>();
+      between.run(1);
+      if constexpr (kN > 1) {
+        tile_multiply<3, 5, 7>();
+        between.run(1);
+      }
+    }
+  }
+
   template <int kM, int kN, class Between>
   REGARD_INLINE void multiply(const char *left, const char *right, char *sum,
                               Between &between) const {
@@ -122,23 +147,12 @@ struct TileProduct {
       if constexpr (kM > 1 && kN > 1) tile_zero<3>();
     }
     for (int64_t k = 0; k < depth; ++k) {
-      tile_stream<4>(left, a_row);
-      tile_load<6>(right, width);
-      tile_multiply<0, 4, 6>();
-      between.run(1);
-      if constexpr (kN > 1) {
-        tile_load<7>(right + kTileBytes, width);
-        tile_multiply<1, 4, 7>();
-        between.run(1);
-      }
-      if constexpr (kM > 1) {
-        tile_stream<5>(left + a_tile, a_row);
-        tile_multiply<2, 5, 6>();
-        between.run(1);
-        if constexpr (kN > 1) {
-          tile_multiply<3, 5, 7>();
-          between.run(1);
-        }
+      if constexpr (kParts == 1) {
+        step<kM, kN, true, true>(left, right, between);
+      } else {
+        step<kM, kN, true, true>(left + a_part, right, between);
+        step<kM, kN, true, false>(left, right, between);
+        step<kM, kN, false, true>(left, right + b_part, between);
       }
       left += a_depth;
       right += down;

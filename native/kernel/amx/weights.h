@@ -1,4 +1,4 @@
-// Scores become weights in bfloat16, laid out for the matrix unit.
+// Scores become weights, sums of parts in bfloat16, laid out for the matrix unit.
 #ifndef REGARD_KERNEL_AMX_WEIGHTS_H
 #define REGARD_KERNEL_AMX_WEIGHTS_H
 
@@ -24,7 +24,7 @@ REGARD_INLINE __m512i pair_bfloat16(F even, F odd) {
 // weights, piece by piece.
 struct Weights : Softmax<float> {
   float shift[kBlock<float>];
-  float rounded[kBlock<float>];  // `sum` of the weights as the matrix unit gets them
+  float rounded[kBlock<float>];  // `sum` of the upper parts
 
   void reset(float score_unit, int width) {
     Softmax<float>::reset(score_unit, width);
@@ -53,16 +53,19 @@ struct Weights : Softmax<float> {
 };
 
 // The second step, which other work interrupts: `run` makes a few weights at a time.
+template <int kParts>
 class Weigher {
  public:
   Weigher() = default;
-  // Of `pairs` pairs of keys. `factors`: of the dropout, laid out as the scores, or null.
+  // Of `pairs` pairs of keys. `factors`: of the dropout, laid out as the scores, or null. Parts of
+  // weights lie `part` elements apart.
   Weigher(Weights *weights, const float *scores, const float *factors, int64_t pairs, int width,
-          uint32_t *to)
+          uint32_t *to, int64_t part)
       : weights_(weights),
         scores_(scores),
         factors_(factors),
         to_(to),
+        part_(part),
         pairs_(pairs),
         pair_(pairs),
         width_(width),
@@ -82,7 +85,7 @@ class Weigher {
   REGARD_INLINE void begin() {
     even_ = load(weights_->sum + row_);
     odd_ = broadcast(0.f);
-    rounded_ = load(weights_->rounded + row_);
+    if constexpr (kParts == 1) rounded_ = load(weights_->rounded + row_);
     shift_ = load(weights_->shift + row_);
   }
 
@@ -99,10 +102,12 @@ class Weigher {
     }
     const __m512i pairs = pair_bfloat16(even, odd);
     _mm512_storeu_si512(to_, pairs);
-    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    even.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-    odd.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, high));
-    rounded_ = rounded_ + even + odd;
+    const F upper_even = even_of(pairs), upper_odd = odd_of(pairs);
+    if constexpr (kParts == 1) {
+      rounded_ = rounded_ + upper_even + upper_odd;
+    } else {
+      _mm512_storeu_si512(to_ + part_, pair_bfloat16(even - upper_even, odd - upper_odd));
+    }
     scores_ += 2 * width_;
     to_ += width_;
     --left_;
@@ -112,7 +117,7 @@ class Weigher {
   // The next vector of rows.
   REGARD_INLINE void next_rows() {
     store(weights_->sum + row_, even_ + odd_);
-    store(weights_->rounded + row_, rounded_);
+    if constexpr (kParts == 1) store(weights_->rounded + row_, rounded_);
     row_ += kLanes<float>;
     scores_ += kLanes<float> - 2 * pairs_ * width_;
     if (factors_) factors_ += kLanes<float> - 2 * pairs_ * width_;
@@ -124,7 +129,7 @@ class Weigher {
   Weights *weights_ = nullptr;
   const float *scores_ = nullptr, *factors_ = nullptr;
   uint32_t *to_ = nullptr;
-  int64_t pairs_ = 0, pair_ = 0, width_ = 0, left_ = 0;
+  int64_t part_ = 0, pairs_ = 0, pair_ = 0, width_ = 0, left_ = 0;
   int row_ = 0;
   // Sums so far, and what is added, for the vector of rows at hand.
   F unit_, even_, odd_, rounded_, shift_;
