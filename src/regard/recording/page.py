@@ -59,10 +59,10 @@ def record(
         _call(element, [row for row in rows if row.call == n], texts, keep)
         for n, element in enumerate(elements)
     ]
-    kept = ", ".join(map(str, recording.kept_heads or ()))
     unseen = [f"Not seen: {name}" for name in recording.unseen]
-    if kept:
-        unseen.insert(0, f"Of each call, heads {kept} were kept; here they are numbered from 0.")
+    if recording.kept_heads:
+        kept = ", ".join(map(str, recording.kept_heads))
+        unseen.insert(0, f"Of each call, heads {kept} were kept.")
     return Record(
         title=title or f"Attention in {model or recording.model}",
         model=model or recording.model,
@@ -70,6 +70,7 @@ def record(
         calls=calls,
         notes=[*notes, *unseen],
         glossary={**heads.SCORES, **heads.KINDS},
+        kinds=list(heads.KINDS),
     )
 
 
@@ -108,6 +109,7 @@ def _call(
         query_text=texts.of(first + queries),
         key_text=texts.of(keys),
         first_query=first,
+        head_numbers=[row.head for row in rows],
     )
 
 

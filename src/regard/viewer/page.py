@@ -139,6 +139,7 @@ def _header(record: Record, chunks: Chunks, budget: int) -> dict[str, Any]:
         "model": record.model,
         "notes": list(record.notes),
         "glossary": dict(record.glossary),
+        "kinds": list(record.kinds),
         "texts": [_text_header(text) for text in record.texts],
         "calls": calls,
         "start": _start(record.calls),
@@ -167,6 +168,7 @@ def _call_header(call: Call, chunks: Chunks) -> dict[str, Any]:
         "key_text": call.key_text,
         "first_query": call.first_query,
         "kinds": list(call.kinds),
+        "numbers": [int(n) for n in call.head_numbers or range(call.heads)],
         "scores": {name: _numbers(score) for name, score in call.scores.items()},
         "arrays": {
             "thumbnail": chunks.add(thumbnail, LogCodes(1e-4, _top(thumbnail), 255)),

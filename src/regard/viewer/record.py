@@ -66,8 +66,8 @@ class Call:
 
     name: the module's path, such as "encoder.layer.3.attention".
     layer: its number, shown beside its row of the map.
-    kinds: H plain words, one per head, such as "previous token". "", "broad", "mixed" and "other"
-        are drawn in grey, every other kind has its colour.
+    kinds: H plain words, one per head, such as "previous token". "", "broad", "mixed", "other" and
+        "unknown" are drawn in grey, every other kind has its colour.
     scores: name → (H,) numbers to sort, filter and colour heads by. NaN means unknown.
     pooled_sum: (H, G, G'): weights summed over cells; query i lies in cell row i * G // Lq,
         key j in cell column j * G' // Lk.
@@ -79,6 +79,7 @@ class Call:
     dense: (H, Lq, Lk): all weights, or None. The page keeps them when its size allows.
     query_text, key_text: which text of the record the queries and the keys are.
     first_query: the token that query 0 stands for (greater than 0 with a key-value cache).
+    head_numbers: H numbers by which the heads are called, if some of the model's are left out.
 
     Raises ShapeError when sizes do not agree, OptionError when a number cannot be a weight.
     """
@@ -97,6 +98,7 @@ class Call:
     query_text: int = 0
     key_text: int = 0
     first_query: int = 0
+    head_numbers: Sequence[int] | None = None
 
     @property
     def heads(self) -> int:
@@ -129,11 +131,13 @@ class Call:
             self._check_shape("dense", self.dense, (h, lq, lk))
         for name, score in self.scores.items():
             self._check_shape(f"scores[{name!r}]", score, (h,))
-        if len(self.kinds) != h:
-            raise ShapeError(
-                f"{self.name}: kinds has {len(self.kinds)} entries for {h} heads",
-                "one plain word per head",
-            )
+        for name, wanted in (("kinds", "one plain word"), ("head_numbers", "one number")):
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != h:
+                raise ShapeError(
+                    f"{self.name}: {name} has {len(entries)} entries for {h} heads",
+                    f"{wanted} per head",
+                )
         self._check_values()
 
     def _check_shape(self, name: str, array: Any, wanted: tuple[int | None, ...]) -> None:
@@ -182,12 +186,12 @@ class Call:
         scores: Mapping[str, Floats] | None = None,
         top_k: int = 8,
         cells: int = 64,
-        **places: int,
+        **places: Any,
     ) -> Call:
         """Everything that a call needs, from dense weights (H, Lq, Lk).
 
         cells: the most rows and columns of the pooled maps. places: query_text, key_text,
-        first_query. Raises as the class does.
+        first_query, head_numbers. Raises as the class does.
         """
         if weights.ndim != 3:
             raise ShapeError(f"{name}: weights have shape {weights.shape}", "(H, Lq, Lk)")
@@ -235,6 +239,8 @@ class Record:
     texts: one, or several for encoder and decoder. calls: in the order in which they happened.
     notes: what a reader must know ("the text was cut at 512 tokens"); shown at the top.
     glossary: a kind's or a score's name → one sentence that explains it.
+    kinds: all kinds that there may be: the nth has the nth colour, on every page alike. Kinds that
+        are not among them come after, by the alphabet.
 
     Raises OptionError when there is no call, or when a call names a text that does not exist;
     ShapeError when a call has more queries or keys than its text has tokens.
@@ -246,6 +252,7 @@ class Record:
     calls: Sequence[Call]
     notes: Sequence[str] = ()
     glossary: Mapping[str, str] = field(default_factory=dict)
+    kinds: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.calls:

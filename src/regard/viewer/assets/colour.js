@@ -6,9 +6,11 @@ const RAMPS = {
   dark: ["#12161c", "#16304a", "#1c4f7c", "#2b78b4", "#55a3d9", "#9dcdf0", "#f2faff"],
 };
 const KINDS = {
-  light: ["#0072b2", "#d55e00", "#009e73", "#b0528f", "#a67c00", "#2a9fd6", "#7a5cc9", "#8c2d04"],
-  dark: ["#56b4e9", "#ff8c42", "#2fd0a0", "#e391c4", "#f0d34f", "#9ad7ff", "#b9a3ff", "#ffb38a"],
+  light: ["#0063a6", "#d55e00", "#00a35c", "#cc3d8f", "#6b5900", "#2596d8", "#4a2fbf", "#7a1020"],
+  dark: ["#56b4e9", "#ff8c42", "#1fd39a", "#f56cc0", "#f4dc4a", "#b5e2ff", "#8a76f0", "#d9503f"],
 };
+
+const GREYS = { light: "#92928c", dark: "#79828e" };
 
 const darkScreen = matchMedia("(prefers-color-scheme: dark)");
 const theme = () => state.theme || (darkScreen.matches ? "dark" : "light");
@@ -42,21 +44,19 @@ function rampColour(t) {
 }
 
 // Kinds that name no pattern stay grey.
-const QUIET_KINDS = new Set(["broad", "mixed", "other"]);
+const QUIET_KINDS = new Set(["", "broad", "mixed", "other", "unknown"]);
 
-// Kinds in order of frequency, quiet ones last; the ninth and later, and heads without, are grey.
+// The kinds that there are, in the record's order, then by the alphabet; quiet ones last.
 const kindOrder = (() => {
-  const counts = new Map();
-  record.calls.forEach((call) =>
-    call.kinds.forEach((kind) => kind && counts.set(kind, (counts.get(kind) || 0) + 1)),
-  );
-  const quiet = (kind) => Number(QUIET_KINDS.has(kind));
-  return [...counts.keys()].sort((a, b) => quiet(a) - quiet(b) || counts.get(b) - counts.get(a));
+  const found = new Set(record.calls.flatMap((call) => call.kinds));
+  const unlisted = [...found].filter((kind) => !record.kinds.includes(kind)).sort();
+  const order = [...record.kinds, ...unlisted];
+  return [...order.filter((kind) => !QUIET_KINDS.has(kind)), ...QUIET_KINDS].filter(Boolean);
 })();
 
+// A kind's colour hangs on its place in the order alone; the ninth and later are grey.
 function kindColour(kind) {
-  const grey = theme() === "dark" ? "#79828e" : "#9a9a94";
-  return (!QUIET_KINDS.has(kind) && KINDS[theme()][kindOrder.indexOf(kind)]) || grey;
+  return (!QUIET_KINDS.has(kind) && KINDS[theme()][kindOrder.indexOf(kind)]) || GREYS[theme()];
 }
 
 const cssColour = (name) => getComputedStyle(document.body).getPropertyValue(`--${name}`).trim();

@@ -8,6 +8,7 @@ record.texts.forEach((text) => {
 const visibleKeys = (object) =>
   Object.fromEntries(Object.entries(object).map(([name, value]) => [visible(name), value]));
 record.glossary = visibleKeys(record.glossary);
+record.kinds = record.kinds.map(visible);
 record.calls.forEach((call, index) => {
   call.index = index;
   call.name = visible(call.name);
@@ -23,7 +24,7 @@ const isWhole = record.calls.every((call) => call.arrays.dense);
 const layersAreUnique =
   new Set(record.calls.map((call) => call.layer)).size === record.calls.length;
 const callLabel = (call) => `${layersAreUnique ? call.layer : call.index}`;
-const headLabel = (call, head) => `${callLabel(call)}.${head}`;
+const headLabel = (call, head) => `${callLabel(call)}.${call.numbers[head]}`;
 
 const TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
 const inflated = new Map();

@@ -31,8 +31,10 @@ function scoreBar(entry, name) {
 
 function passesFilter(entry) {
   if (state.kind && entry.kind !== state.kind) return false;
-  const name = state.show || state.sort;
-  return !name || !state.least || scorePlace(entry, name) >= state.least;
+  if (!state.filter) return true;
+  if (entry.scores[state.filter] === null) return false;
+  const place = scorePlace(entry, state.filter);
+  return state.side === "least" ? place >= state.bound : place <= state.bound;
 }
 
 const map = { tiles: [], pictures: new Map(), size: 0 };
@@ -82,8 +84,14 @@ function drawMapLabels(context) {
   context.textAlign = "center";
   const thin = Math.ceil(20 / map.step);
   for (let head = 0; head < map.columns; head += thin) {
-    context.fillText(head, map.margin + head * map.step + map.size / 2, 7);
+    context.fillText(columnLabel(head), map.margin + head * map.step + map.size / 2, 7);
   }
+}
+
+// The heads' numbers, where all calls agree on them.
+function columnLabel(head) {
+  const numbers = new Set(record.calls.map((call) => call.numbers[head]).filter((n) => n >= 0));
+  return numbers.size === 1 ? [...numbers][0] : "";
 }
 
 const nameTail = (name, length) => (name.length > length ? `…${name.slice(1 - length)}` : name);
@@ -142,7 +150,7 @@ function hoverMap(event) {
   const lines = [element("strong", {}, `Head ${headLabel(entry.call, entry.head)}`)];
   if (entry.kind) lines.push(element("div", {}, entry.kind));
   if (!layersAreUnique) lines.push(element("div", { className: "faint" }, entry.call.name));
-  const shown = [...new Set([state.show, state.sort].filter(Boolean))];
+  const shown = [...new Set([state.show, state.sort, state.filter].filter(Boolean))];
   for (const name of shown) {
     lines.push(element("div", {}, `${name} ${formatScore(entry.scores[name])}`));
   }
@@ -172,8 +180,9 @@ function keyOnMap(event) {
 // One button per kind: shows only its heads; again, all.
 function drawKinds() {
   $("kinds").replaceChildren(
-    ...kindOrder.map((kind) => {
+    ...kindOrder.flatMap((kind) => {
       const count = heads.filter((entry) => entry.kind === kind).length;
+      if (!count) return [];
       const dot = element("i");
       dot.style.background = kindColour(kind);
       const chip = element("button", { className: "chip", type: "button" });
@@ -189,12 +198,15 @@ function drawKinds() {
 function drawMapControls() {
   $("show").value = state.show;
   $("sort").value = state.sort;
-  $("least").value = state.least;
-  const name = state.show || state.sort;
-  $("least-box").hidden = !name;
-  if (!name) return;
-  const [low, high] = scoreRanges[name];
-  $("least-value").textContent = `${name} ≥ ${formatScore(low + state.least * (high - low))}`;
+  $("filter").value = state.filter;
+  $("bound").value = state.bound;
+  $("side").textContent = state.side === "least" ? "≥" : "≤";
+  $("bound-box").hidden = !state.filter;
+  if (!state.filter) return;
+  const [low, high] = scoreRanges[state.filter];
+  $("bound-value").textContent = formatScore(low + state.bound * (high - low));
+  const count = heads.filter(passesFilter).length;
+  $("bound-count").textContent = `${count} of ${pluralise(heads.length, "head")}`;
 }
 
 // The chosen head in words.
@@ -226,10 +238,13 @@ function startMap() {
   for (const name of scoreNames) {
     $("show").append(element("option", { value: name }, name));
     $("sort").append(element("option", { value: name }, name));
+    $("filter").append(element("option", { value: name }, name));
   }
   $("show").onchange = (event) => set({ show: event.target.value });
   $("sort").onchange = (event) => set({ sort: event.target.value });
-  $("least").oninput = (event) => set({ least: Number(event.target.value) });
+  $("filter").onchange = (event) => set({ filter: event.target.value, bound: 0, side: "least" });
+  $("bound").oninput = (event) => set({ bound: Number(event.target.value) });
+  $("side").onclick = () => set({ side: state.side === "least" ? "most" : "least" });
   $("map").onclick = (event) => {
     const tile = tileAt(event);
     if (tile) chooseHead(tile.entry.call.index, tile.entry.head);
@@ -243,9 +258,10 @@ function startMap() {
     $("enlarge").setAttribute("aria-pressed", large);
     set({ size: Math.random() });
   };
-  watch(["call", "head", "show", "sort", "least", "kind", "theme", "size"], drawMap);
+  const filters = ["kind", "filter", "bound", "side"];
+  watch(["call", "head", "show", "sort", "theme", "size", ...filters], drawMap);
   watch(["kind", "theme"], drawKinds);
-  watch(["show", "sort", "least"], drawMapControls);
+  watch(["show", "sort", ...filters], drawMapControls);
   watch(["call", "head", "theme"], drawCard);
   drawKinds();
   drawMapControls();

@@ -11,7 +11,9 @@ const defaults = {
   sinks: "show", // show | hide
   show: "", // a score that colours the map; empty: the patterns themselves
   sort: "", // a score that orders the map; empty: the model's order
-  least: 0, // heads whose score is lower are dimmed; as a share of the range
+  filter: "", // a score: heads beyond the bound are dimmed
+  bound: 0, // as a share of the score's range
+  side: "least", // least | most: which side of the bound is kept
   kind: "", // heads of other kinds are dimmed
   zoom: "", // "row0,row1,column0,column1", empty: everything
   theme: "", // "", light, dark
@@ -23,7 +25,9 @@ const allowed = {
   measure: ["mass", "max"],
   sinks: ["show", "hide"],
   theme: ["", "light", "dark"],
+  side: ["least", "most"],
   show: ["", ...scoreNames],
+  filter: ["", ...scoreNames],
   sort: ["", ...scoreNames],
 };
 
@@ -72,7 +76,7 @@ function readAddress() {
   if (!call) next.call = defaults.call;
   if (!(next.head in record.calls[next.call].kinds)) next.head = 0;
   if (!Number.isInteger(next.token)) next.token = -1;
-  if (!Number.isFinite(next.least)) next.least = 0;
+  if (!Number.isFinite(next.bound)) next.bound = 0;
   if (next.zoom.split(",").some((n) => n !== "" && !(Number(n) >= 0))) next.zoom = "";
   return next;
 }

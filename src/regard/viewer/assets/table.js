@@ -93,7 +93,7 @@ function tableCsv() {
   const rows = sortedHeads().map((entry) => [
     entry.call.name,
     entry.call.layer,
-    entry.head,
+    entry.call.numbers[entry.head],
     entry.kind,
     ...scoreNames.map((name) => entry.scores[name]),
   ]);
@@ -103,6 +103,6 @@ function tableCsv() {
 function startTable() {
   $("csv").onclick = () =>
     download("attention-heads.csv", new Blob([tableCsv()], { type: "text/csv;charset=utf-8" }));
-  watch(["kind", "least", "show", "sort", "theme"], drawTable);
+  watch(["kind", "filter", "bound", "side", "theme"], drawTable);
   watch(["call", "head"], markRow);
 }
