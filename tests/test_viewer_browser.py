@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,9 +215,29 @@ def test_exports(open_page: Any) -> None:
     assert lines[0] == '"module","layer","head","kind","sharpness"'
     assert lines[3] == '"layer.0.attention",0,2,"\'=1+1",0.9'
     for button in ("#heat-png", "#map-png"):
-        with view.page.expect_download() as download:
-            view.page.click(button)
-        assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+        assert downloaded(view, button).startswith(b"\x89PNG")
+
+
+def downloaded(view: Any, button: str) -> bytes:
+    with view.page.expect_download() as download:
+        view.page.click(button)
+    return Path(download.value.path()).read_bytes()
+
+
+def test_a_head_as_svg_is_xml_with_its_words_as_text(open_page: Any) -> None:
+    view = open_page(small_record(HOSTILE), "#call=1&head=2&token=4&direction=in&zoom=2,9,0,14")
+    root = ElementTree.fromstring(downloaded(view, "#heat-svg"))
+    space = "{http://www.w3.org/2000/svg}"
+    words = [node.text for node in root.iter(f"{space}text")]
+    assert "\"'`&amp;" in words and "مرحبا" in words
+    assert words[-1] == "Attention shows what was read, not why."
+    assert words[-2].startswith("A small record, a model, head 1.2: linear scale from 0 to ")
+    bars = [node for node in root.iter(f"{space}rect") if node.get("fill") != "none"]
+    assert len(bars) >= 2 + 14 + 7, "ground, received, entropy"
+    parts = [node for node in root.iter(f"{space}svg") if node.get("viewBox") == "0 2 14 7"]
+    assert parts[0][0].get("href").startswith("data:image/png;base64,")
+    tiles = ElementTree.fromstring(downloaded(view, "#map-svg"))
+    assert len(list(tiles.iter(f"{space}image"))) == 6
 
 
 def test_a_frame_works_without_sharing_its_origin(browser: Any) -> None:

@@ -25,8 +25,8 @@ from regard.viewer.packing import Chunks, LogCodes
 from regard.viewer.record import Call, Floats, Record, Text, cell_edges, pool
 
 SCRIPTS = (
-    "dom.js", "data.js", "state.js", "colour.js", "weights.js", "map.js", "heat.js", "axes.js",
-    "reader.js", "table.js", "main.js",
+    "dom.js", "svg.js", "data.js", "state.js", "colour.js", "weights.js", "map.js", "heat.js",
+    "axes.js", "reader.js", "table.js", "main.js",
 )  # fmt: skip
 
 # What the codes of dense weights may be, finest first: the last code, and floor × number of keys.

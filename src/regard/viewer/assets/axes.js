@@ -67,7 +67,7 @@ function drawLabel(context, words, x, y, angle) {
   let at = angle ? 0 : -widths[0] - widths[1];
   words.forEach(([word, colour], n) => {
     context.fillStyle = colour;
-    context.fillText(word, at, 0);
+    if (word) context.fillText(word, at, 0);
     at += widths[n];
   });
   context.restore();

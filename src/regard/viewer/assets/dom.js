@@ -70,23 +70,8 @@ function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-// A canvas as a PNG with a line below it that says what it is.
-function downloadCanvas(name, canvas, caption) {
-  const ratio = window.devicePixelRatio || 1;
-  const copy = element("canvas", { width: canvas.width, height: canvas.height + 26 * ratio });
-  const context = copy.getContext("2d");
-  context.fillStyle = cssColour("panel");
-  context.fillRect(0, 0, copy.width, copy.height);
-  context.drawImage(canvas, 0, 0);
-  context.font = `${12 * ratio}px system-ui, sans-serif`;
-  context.fillStyle = cssColour("muted");
-  context.fillText(caption, 8 * ratio, copy.height - 9 * ratio, copy.width - 16 * ratio);
-  copy.toBlob((blob) => download(name, blob), "image/png");
-}
-
 // Sizes a canvas for the screen's pixels; gives a context that draws in CSS pixels.
-function prepareCanvas(canvas, width, height) {
-  const ratio = window.devicePixelRatio || 1;
+function prepareCanvas(canvas, width, height, ratio = window.devicePixelRatio || 1) {
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
   canvas.style.width = `${width}px`;

@@ -342,6 +342,21 @@ function heatCaption(label) {
   return `${source}, head ${label}: ${state.scale} scale from ${low} to ${high}${sinks}.`;
 }
 
+function heatDrawing() {
+  const label = headLabel(heat.call, heat.head);
+  return {
+    name: `attention-head-${label}`,
+    width: heat.width,
+    height: heat.height,
+    draw: (context) => {
+      drawCells(context);
+      drawAxes(context);
+      drawSelection(context);
+    },
+    caption: heatCaption(label),
+  };
+}
+
 function startHeat() {
   const canvas = $("heat");
   canvas.onpointermove = moveOnHeat;
@@ -360,10 +375,7 @@ function startHeat() {
   $("zoom-in").onclick = () => zoomBy(0.6);
   $("zoom-out").onclick = () => zoomBy(1 / 0.6);
   $("zoom-reset").onclick = () => set({ zoom: "" });
-  $("heat-png").onclick = () => {
-    const label = headLabel(heat.call, heat.head);
-    downloadCanvas(`attention-head-${label}.png`, canvas, heatCaption(label));
-  };
+  exportWith("heat", heatDrawing);
   watch(["call", "head", "sinks", "measure", "scale", "theme", "zoom", "size"], drawHeatControls);
   watch(["call", "head", "sinks", "measure", "scale", "theme"], drawHeat);
   watch(["zoom", "size"], () => {

@@ -56,18 +56,21 @@ function layoutMap(width) {
     return { entry, x: margin + column * step, y: top + row * step };
   });
   const rows = state.sort ? Math.ceil(heads.length / columns) : record.calls.length;
-  Object.assign(map, { size, step, columns, margin, top, height: top + rows * step });
+  Object.assign(map, { size, step, columns, margin, top, width, height: top + rows * step });
 }
 
 async function drawMap() {
   const canvas = $("map");
   const width = canvas.parentElement.clientWidth;
   layoutMap(width);
-  const context = prepareCanvas(canvas, width, map.height);
-  if (!state.sort) drawMapLabels(context);
   for (const call of record.calls) await preparePictures(call);
-  map.tiles.forEach((tile) => drawTile(context, tile));
+  drawMapOn(prepareCanvas(canvas, width, map.height));
   canvas.dataset.drawn = `${state.call}.${state.head}`;
+}
+
+function drawMapOn(context) {
+  if (!state.sort) drawMapLabels(context);
+  map.tiles.forEach((tile) => drawTile(context, tile));
 }
 
 function drawMapLabels(context) {
@@ -252,7 +255,13 @@ function startMap() {
   $("map").onpointermove = hoverMap;
   $("map").onpointerleave = hideTip;
   $("map").onkeydown = keyOnMap;
-  $("map-png").onclick = () => downloadCanvas("attention-map.png", $("map"), mapCaption());
+  exportWith("map", () => ({
+    name: "attention-map",
+    width: map.width,
+    height: map.height,
+    draw: drawMapOn,
+    caption: mapCaption(),
+  }));
   $("enlarge").onclick = () => {
     const large = document.body.classList.toggle("large-map");
     $("enlarge").setAttribute("aria-pressed", large);
