@@ -9,7 +9,9 @@ import itertools
 import json
 import os
 import re
+import struct
 import threading
+import zlib
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -19,8 +21,8 @@ import numpy as np
 import pytest
 
 from pages import HOSTILE, large_record, small_record, softmax_weights
-from regard.errors import OptionError, RegardError, ShapeError
-from regard.viewer import Call, Record, Text, iframe, page, write_page
+from regard.errors import FileFormatError, OptionError, RegardError, ShapeError
+from regard.viewer import Call, Picture, Record, Text, iframe, page, png, write_page
 from regard.viewer.packing import LogCodes, unpack
 from regard.viewer.page import SCRIPTS
 from regard.viewer.record import cell_edges, pool
@@ -121,7 +123,10 @@ def test_the_policy_lets_run_this_style_and_this_script_only() -> None:
 
 
 def test_nothing_in_the_page_leads_outside() -> None:
-    text = page(small_record()).replace('xmlns="http://www.w3.org/2000/svg"', "")  # only a name
+    text = page(small_record())
+    for harmless in ('xmlns="http://www.w3.org/2000/svg"', "url(${uri})"):  # a name; data: only
+        assert harmless in text
+        text = text.replace(harmless, "")
     assert not re.search(r"https?://|\bsrc=|\burl\(|@import|fetch\(|XMLHttpRequest", text)
 
 
@@ -213,6 +218,35 @@ def test_colours_of_kinds_differ_for_colour_blind_readers_too(theme: str, ground
     assert min(against) > 3, "WCAG 2.2, 1.4.11"
 
 
+def test_a_png_holds_the_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    data = png.encode(pixels)
+    assert data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR"
+    assert struct.unpack(">II", data[16:24]) == (7, 5)
+    size = struct.unpack(">I", data[33:37])[0]
+    body = data[37 : 41 + size]
+    assert struct.unpack(">I", data[41 + size : 45 + size]) == (zlib.crc32(body),)
+    lines = np.frombuffer(zlib.decompress(body[4:]), np.uint8).reshape(5, 22)
+    np.testing.assert_array_equal(lines[:, 1:].reshape(5, 7, 3), pixels)
+
+
+def test_pictures_are_embedded_as_they_are_and_must_fit() -> None:
+    data = png.encode(np.zeros((4, 6, 3), np.uint8))
+    text = Text.of_picture(data, 2, 3, after=["[REG]"])
+    assert text.tokens[3] == "patch 0,2" and text.special == [True, *[False] * 6, True]
+    call = Call.from_weights(softmax_weights(1, 8, 8), name="n", layer=0)
+    header, _ = parts(page(Record("t", "m", [text], [call])))
+    picture = header["texts"][0]["picture"]
+    assert base64.b64decode(picture["uri"].removeprefix("data:image/png;base64,")) == data
+    assert (picture["first"], picture["end"]) == (1, 7)
+    with pytest.raises(FileFormatError, match=r"b'GIF89a'.*PNG or JPEG"):
+        Text.of_picture(b"GIF89a", 2, 3)
+    with pytest.raises(ShapeError, match=r"patches up to token 6.*5 tokens"):
+        Text(["a"] * 5, [False] * 5, [True] * 5, picture=Picture(data, 2, 3, first=1))
+    with pytest.raises(ShapeError, match="0 × 3 patches"):
+        Picture(data, 0, 3)
+
+
 def test_pooling_puts_row_i_in_cell_i_times_cells_over_size() -> None:
     weights = softmax_weights(1, 7, 10)
     pooled = pool(weights, (3, 4), np.add)
@@ -264,5 +298,8 @@ def test_records_that_cannot_be_shown_are_refused() -> None:
         Call.from_weights(np.zeros((0, 2, 2)), name="n", layer=0)
     with pytest.raises(OptionError, match=r"of type Recording.*regard.recording.page.record"):
         page(type("Recording", (), {})())
+    two_heads = Call.from_weights(softmax_weights(2, 14, 14), name="rollout", layer=0)
+    with pytest.raises(ShapeError, match="rollout: 2 heads"):
+        replace(record, rollouts=[two_heads])
     with pytest.raises(ShapeError, match=r"lengths \(2, 1, 2\)"):
         Text(["a", "b"], [False], [True, True])

@@ -20,7 +20,7 @@ from pages import (
     small_record,
     softmax_weights,
 )
-from regard.viewer import Call, Record, Text, iframe
+from regard.viewer import Call, Record, Text, iframe, png
 
 pytestmark = pytest.mark.browser
 
@@ -182,6 +182,69 @@ def test_long_texts_say_how_much_of_the_attention_is_shown(open_page: Any) -> No
         view.page.click("#zoom-in")
     view.settle()
     assert "8 largest keys of each query" in view.page.inner_text("#legend-text")
+
+
+def test_a_picture_shows_what_a_patch_reads(open_page: Any) -> None:
+    data = png.encode(np.full((20, 30, 3), 200, np.uint8))
+    weights = softmax_weights(2, 8, 8)
+    call = Call.from_weights(weights, name="blocks.0.attn", layer=0)
+    text = Text.of_picture(data, 2, 3, after=["[REG]"])
+    view = open_page(Record("t", "m", [text], [call]), "#head=1")
+    image = view.page.locator(".picture img")
+    assert image.evaluate("image => image.naturalWidth") == 30
+    box = image.bounding_box()
+    # the middle of row 1, column 2: token 1 + 1 × 3 + 2
+    view.page.mouse.click(box["x"] + box["width"] * 5 / 6, box["y"] + box["height"] * 3 / 4)
+    view.settle()
+    assert view.page.inner_text("#sentence") == "patch 1,2 reads, in head 0.1:"
+    assert_lists(view.listed(), weights[1, 6])
+    patches = view.page.locator(".patch")
+    shades = patches.evaluate_all("nodes => nodes.map((node) => node.style.background)")
+    alphas = [float((re.findall(r"([\d.]+)\)$", shade) or ["0"])[0]) for shade in shades]
+    assert np.argmax(alphas) == weights[1, 6, 1:7].argmax()
+    view.page.focus("#text")
+    view.press("ArrowUp")
+    assert view.page.inner_text("#sentence").startswith("patch 0,2 reads")
+    view.press("r")
+    assert_lists(view.listed(), weights[1, :, 3])
+
+
+def test_the_rollout_is_read_like_a_head(open_page: Any) -> None:
+    rollout = softmax_weights(1, len(WORDS), len(WORDS), seed=9)
+    record = small_record()
+    calls = [Call.from_weights(rollout, name="rollout", layer=0)]
+    view = open_page(replace(record, rollouts=calls), "#token=3&scope=rollout")
+    assert view.page.inner_text("#sentence") == "cat reads, in the rollout through all layers:"
+    assert_lists(view.listed(), rollout[0, 3])
+    view.press("r")
+    assert_lists(view.listed(), rollout[0, :, 3])
+    without = open_page(record, "#call=1&head=0&token=3&scope=rollout")
+    assert without.page.inner_text("#sentence") == "cat reads, in head 1.0:"
+    assert without.page.locator("#scope [value=rollout]").is_hidden()
+
+
+def drawn_links(view: Any) -> int:
+    root = ElementTree.fromstring(downloaded(view, "#align-svg"))
+    return len(list(root.iter("{http://www.w3.org/2000/svg}path")))
+
+
+def test_links_are_the_weights_above_the_bound(open_page: Any) -> None:
+    source, target = Text.guess(["a", "small", "house"], name="source"), Text.guess(["ein", "Haus"])
+    weights = softmax_weights(2, 2, 3)
+    call = Call.from_weights(weights, name="cross", layer=0, query_text=1, key_text=0)
+    view = open_page(Record("t", "m", [source, target], [call]), "#head=1&link=0.2&token=0")
+    assert drawn_links(view) == (weights[1] >= 0.2).sum()
+    view.page.click("#scope [value=layer]")
+    view.settle()
+    assert drawn_links(view) == (weights.mean(0) >= 0.2).sum()
+    view.page.locator("#align").click(position={"x": 40, "y": 26 + 21 + 10})
+    view.settle()
+    assert view.page.inner_text("#sentence").startswith("Haus reads, in layer 0")
+    view.page.locator("#align").click(position={"x": 700, "y": 26 + 42 + 10})
+    view.settle()
+    assert view.page.inner_text("#sentence").startswith("house is read by")
+    long = open_page(large_record(), budget=200_000)
+    assert long.page.locator("#align-panel").is_hidden()
 
 
 def test_hostile_text_is_shown_and_does_not_run(open_page: Any) -> None:

@@ -22,11 +22,12 @@ import numpy as np
 
 from regard.errors import OptionError
 from regard.viewer.packing import Chunks, LogCodes
-from regard.viewer.record import Call, Floats, Record, Text, cell_edges, pool
+from regard.viewer.record import Call, Floats, Record, cell_edges, pool
+from regard.viewer.text import Picture, Text
 
 SCRIPTS = (
     "dom.js", "svg.js", "data.js", "state.js", "colour.js", "weights.js", "map.js", "heat.js",
-    "axes.js", "reader.js", "table.js", "main.js",
+    "axes.js", "reader.js", "picture.js", "align.js", "table.js", "main.js",
 )  # fmt: skip
 
 # What the codes of dense weights may be, finest first: the last code, and floor × number of keys.
@@ -113,7 +114,7 @@ def _policy(style: str, script: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
     return (
-        f"default-src 'none'; script-src 'sha256-{digest(script)}'; "
+        f"default-src 'none'; img-src data:; script-src 'sha256-{digest(script)}'; "
         f"style-src 'sha256-{digest(style)}'; base-uri 'none'; form-action 'none'"
     )
 
@@ -125,11 +126,12 @@ def _safe_json(value: Any) -> str:
 
 
 def _header(record: Record, chunks: Chunks, budget: int) -> dict[str, Any]:
-    calls = [_call_header(call, chunks) for call in record.calls]
+    everything = [*record.calls, *record.rollouts]
+    calls = [_call_header(call, chunks) for call in everything]
     room = (budget - chunks.size - 120_000) * 3 // 4
-    tier = _dense_tier(record.calls, room)
-    top_k = _top_k(record.calls, 8 * budget)
-    for call, entry in zip(record.calls, calls, strict=True):
+    tier = _dense_tier(everything, room)
+    top_k = _top_k(everything, 8 * budget)
+    for call, entry in zip(everything, calls, strict=True):
         if tier is not None and call.dense is not None:
             entry["arrays"]["dense"] = chunks.add(call.dense, _dense_codes(tier, call.keys))
         else:
@@ -141,7 +143,8 @@ def _header(record: Record, chunks: Chunks, budget: int) -> dict[str, Any]:
         "glossary": dict(record.glossary),
         "kinds": list(record.kinds),
         "texts": [_text_header(text) for text in record.texts],
-        "calls": calls,
+        "calls": calls[: len(record.calls)],
+        "rollouts": calls[len(record.calls) :],
         "start": _start(record.calls),
     }
 
@@ -152,6 +155,17 @@ def _text_header(text: Text) -> dict[str, Any]:
         "tokens": list(text.tokens),
         "special": np.flatnonzero(np.asarray(text.special, bool)).tolist(),
         "glued": np.flatnonzero(~np.asarray(text.space_before, bool)).tolist(),
+        "picture": None if text.picture is None else _picture_header(text.picture),
+    }
+
+
+def _picture_header(picture: Picture) -> dict[str, Any]:
+    return {
+        "uri": picture.uri(),
+        "rows": picture.rows,
+        "columns": picture.columns,
+        "first": picture.first,
+        "end": picture.end,
     }
 
 

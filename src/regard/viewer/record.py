@@ -14,50 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regard.errors import OptionError, ShapeError
+from regard.viewer.text import Text
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
-
-CLOSING = frozenset(".,;:!?)]}%’”'…、。，")
-
-
-@dataclass(frozen=True)
-class Text:
-    """The tokens that one side of a call stands for, as a person would read them.
-
-    tokens: the text of each token, without marks such as Ġ or ▁. A leading "##" marks a piece that
-        continues a word; labels keep it, the running text drops it.
-    special: True for tokens that are no text ([CLS], padding, end of text): "hide sinks" hides
-        them.
-    space_before: True where a space goes between this token and the one before it.
-    name: shown above the text when a record has several ("source", "target").
-
-    Raises ShapeError when the three differ in length.
-    """
-
-    tokens: Sequence[str]
-    special: Sequence[bool]
-    space_before: Sequence[bool]
-    name: str = "text"
-
-    def __post_init__(self) -> None:
-        sizes = len(self.tokens), len(self.special), len(self.space_before)
-        if len(set(sizes)) != 1:
-            raise ShapeError(
-                f"tokens, special and space_before of text {self.name!r} have lengths {sizes}",
-                "three sequences of one length",
-                "use Text.guess(tokens) if only the tokens are known",
-            )
-
-    @classmethod
-    def guess(cls, tokens: Sequence[str], special: Sequence[bool] = (), name: str = "text") -> Text:
-        """A text of which only the tokens are known: no space before "##…" and closing marks.
-
-        special: as above; left out, whatever looks like [CLS], <s> or <|end|> counts.
-        """
-        looks = [len(t) > 2 and (t[0] + t[-1]) in ("[]", "<>") for t in tokens]
-        spaces = [not t.startswith("##") and t[:1] not in CLOSING for t in tokens]
-        return cls(tokens, list(special) or looks, spaces, name)
 
 
 @dataclass(frozen=True)
@@ -239,6 +199,8 @@ class Record:
     texts: one, or several for encoder and decoder. calls: in the order in which they happened.
     notes: what a reader must know ("the text was cut at 512 tokens"); shown at the top.
     glossary: a kind's or a score's name → one sentence that explains it.
+    rollouts: what each token read through all layers, residual connections included: calls of one
+        head each, one for each pair of texts at most. Only the reader and the links show them.
     kinds: all kinds that there may be: the nth has the nth colour, on every page alike. Kinds that
         are not among them come after, by the alphabet.
 
@@ -253,11 +215,15 @@ class Record:
     notes: Sequence[str] = ()
     glossary: Mapping[str, str] = field(default_factory=dict)
     kinds: Sequence[str] = ()
+    rollouts: Sequence[Call] = ()
 
     def __post_init__(self) -> None:
         if not self.calls:
             raise OptionError("the record holds no attention call", "one call at least")
-        for call in self.calls:
+        for rollout in self.rollouts:
+            if rollout.heads != 1:
+                raise ShapeError(f"{rollout.name}: {rollout.heads} heads", "a rollout has one")
+        for call in [*self.calls, *self.rollouts]:
             for side, text, size in (
                 ("query", call.query_text, call.first_query + call.queries),
                 ("key", call.key_text, call.keys),

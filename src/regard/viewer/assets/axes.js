@@ -49,7 +49,8 @@ function roundStep(least) {
 // The words of a label, each with its colour: the token, and before it its number.
 function tokenLabel(text, index, length, numbered) {
   const number = numbered ? `${index} ` : "";
-  const token = shorten(visible(text.tokens[index]), Math.max(3, length - number.length));
+  const name = isPatch(text, index) ? text.tokens[index].replace("patch ", "") : text.tokens[index];
+  const token = shorten(visible(name), Math.max(3, length - number.length));
   const colour = cssColour(text.special.has(index) ? "muted" : "ink");
   return [
     [number, cssColour("muted")],

@@ -61,6 +61,8 @@ function kindColour(kind) {
 
 const cssColour = (name) => getComputedStyle(document.body).getPropertyValue(`--${name}`).trim();
 
+const linkColour = (weight, side) => cssColour(side);
+
 // From weight to a place on the ramp; `high` is the largest value, `low` the smallest shown.
 function makeScale(kind, low, high) {
   const bottom = Math.max(low, high * 1e-4);

@@ -9,13 +9,14 @@ const visibleKeys = (object) =>
   Object.fromEntries(Object.entries(object).map(([name, value]) => [visible(name), value]));
 record.glossary = visibleKeys(record.glossary);
 record.kinds = record.kinds.map(visible);
-record.calls.forEach((call, index) => {
-  call.index = index;
+[...record.calls, ...record.rollouts].forEach((call) => {
   call.name = visible(call.name);
   call.kinds = call.kinds.map((kind) => kind && visible(kind));
   call.scores = visibleKeys(call.scores);
   call.scopeKey = `${call.query_text},${call.key_text}`;
 });
+
+record.calls.forEach((call, index) => (call.index = index));
 
 const scoreNames = [...new Set(record.calls.flatMap((call) => Object.keys(call.scores)))];
 const isWhole = record.calls.every((call) => call.arrays.dense);

@@ -92,11 +92,13 @@ function start() {
   startMap();
   startHeat();
   startTable();
+  startAlign();
   watch(["theme"], applyTheme);
   watch(["address"], writeAddress);
   shade();
   drawMap();
   drawHeat();
+  drawAlign();
   // the table stands below the first screen
   setTimeout(drawTable);
   $("theme").onclick = () => set({ theme: theme() === "dark" ? "light" : "dark" });

@@ -97,7 +97,12 @@ function columnLabel(head) {
   return numbers.size === 1 ? [...numbers][0] : "";
 }
 
-const nameTail = (name, length) => (name.length > length ? `…${name.slice(1 - length)}` : name);
+// The last parts of a module's dotted name, as many as fit.
+function nameTail(name, length) {
+  const parts = name.split(".");
+  while (parts.length > 1 && parts.join(".").length > length) parts.shift();
+  return shorten(parts.join("."), length);
+}
 
 // Thumbnails of a call's heads, each on its own scale over three decades.
 async function preparePictures(call) {

@@ -16,6 +16,8 @@ function layoutTexts() {
   if (reader.key === key) return;
   reader.key = key;
   reader.tokens = [];
+  const pictured = texts.some((index) => record.texts[index].picture);
+  $("text-title").textContent = pictured ? "The picture" : "The text";
   $("text").replaceChildren(
     ...texts.flatMap((index) => {
       const title = texts.length > 1 ? [element("h3", {}, record.texts[index].name)] : [];
@@ -33,6 +35,11 @@ function layoutText(index) {
   const newParagraph = () => element("p", { role: "presentation" });
   let paragraph = newParagraph();
   text.tokens.forEach((token, i) => {
+    if (isPatch(text, i)) {
+      if (i === text.picture.first) box.append(paragraph, layoutPicture(index, nodes));
+      if (i === text.picture.end - 1) paragraph = newParagraph();
+      return;
+    }
     if (i > 0 && !text.glued.has(i)) paragraph.append(" ");
     nodes.push(layoutToken(text, index, i));
     paragraph.append(nodes[i]);
@@ -81,7 +88,7 @@ async function shade() {
   layoutTexts();
   const token = activeToken();
   const nodes = reader.tokens[activeTextIndex()];
-  const reading = token >= 0 && token < nodes.length ? await readToken(token) : null;
+  const reading = token >= 0 && token < nodes.length ? await readScope(token, state.direction) : null;
   if (turn !== reader.turn) return;
   clearShades();
   reader.reading = reading;
@@ -103,6 +110,7 @@ function reveal(node) {
 }
 
 function clearShades() {
+  fadePictures(-1);
   for (const node of reader.shaded) {
     node.style.background = "";
     node.classList.remove("chosen");
@@ -122,11 +130,13 @@ function shadeNodes({ values }) {
   const nodes = reader.tokens[otherTextIndex()];
   const high = values.reduce((a, b) => Math.max(a, b), 0);
   if (!high) return;
+  fadePictures(otherTextIndex());
   const colour = channels(cssColour(state.direction)).join(", ");
   values.forEach((value, i) => {
     const strength = (value / high) ** 0.7;
     if (strength < 0.03) return;
-    nodes[i].style.background = `rgba(${colour}, ${(0.56 * strength).toFixed(3)})`;
+    const most = nodes[i].classList.contains("patch") ? 0.85 : 0.56;
+    nodes[i].style.background = `rgba(${colour}, ${(most * strength).toFixed(3)})`;
     reader.shaded.push(nodes[i]);
   });
 }
@@ -136,7 +146,8 @@ const scopeName = () =>
     head: `head ${headLabel(currentCall(), state.head)}`,
     layer: `layer ${callLabel(currentCall())}, mean of ${pluralise(currentCall().heads, "head")}`,
     model: "all heads, mean",
-  })[state.scope];
+    rollout: "the rollout through all layers",
+  })[scope()];
 
 // The sentence and the list beside the text.
 function describe(token, reading) {
@@ -165,6 +176,7 @@ function describe(token, reading) {
 function listItem(i, value, high, error) {
   const text = record.texts[otherTextIndex()];
   const word = element("bdi", { className: "word" }, shorten(visible(text.tokens[i]), 24));
+  if (isPatch(text, i)) word.prepend(patchImage(text, i));
   const place = element("span", { className: "place" }, `${i}`);
   const bar = element("span", { className: "bar" }, element("i"));
   bar.firstChild.style.width = `${(100 * value) / high}%`;
@@ -286,7 +298,8 @@ function keyOnText(event) {
 }
 
 function drawReaderControls() {
-  press("scope", state.scope);
+  press("scope", scope());
+  $("scope").querySelector("[value=rollout]").hidden = !rollouts().length;
   press("direction", state.direction);
   document.querySelectorAll(".sinks").forEach((box) => (box.checked = state.sinks === "hide"));
 }
@@ -308,7 +321,7 @@ function startReader() {
     box.onchange = () => set({ sinks: box.checked ? "hide" : "show" });
   });
   watch(["call", "head", "token", "direction", "scope", "sinks", "theme"], shade);
-  watch(["direction", "scope", "sinks"], drawReaderControls);
+  watch(["call", "direction", "scope", "sinks"], drawReaderControls);
   drawReaderControls();
   layoutTexts();
 }

@@ -5,7 +5,7 @@ const defaults = {
   head: record.start[1],
   token: -1, // of the query text when direction is "out", of the key text when "in"
   direction: "out",
-  scope: "head", // head | layer | model
+  scope: "head", // head | layer | model | rollout
   scale: record.calls.some((call) => call.keys > 48) ? "log" : "linear",
   measure: "mass", // mass | max, for pooled maps
   sinks: "show", // show | hide
@@ -16,11 +16,12 @@ const defaults = {
   side: "least", // least | most: which side of the bound is kept
   kind: "", // heads of other kinds are dimmed
   zoom: "", // "row0,row1,column0,column1", empty: everything
+  link: 0.1, // the least weight that is drawn as a link
   theme: "", // "", light, dark
 };
 const allowed = {
   direction: ["out", "in"],
-  scope: ["head", "layer", "model"],
+  scope: ["head", "layer", "model", "rollout"],
   scale: ["log", "linear"],
   measure: ["mass", "max"],
   sinks: ["show", "hide"],
@@ -76,7 +77,7 @@ function readAddress() {
   if (!call) next.call = defaults.call;
   if (!(next.head in record.calls[next.call].kinds)) next.head = 0;
   if (!Number.isInteger(next.token)) next.token = -1;
-  if (!Number.isFinite(next.bound)) next.bound = 0;
+  for (const name of ["bound", "link"]) if (!Number.isFinite(next[name])) next[name] = 0;
   if (next.zoom.split(",").some((n) => n !== "" && !(Number(n) >= 0))) next.zoom = "";
   return next;
 }

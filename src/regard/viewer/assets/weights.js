@@ -96,21 +96,31 @@ function sinkFactors(weights, head) {
   return factors.map((_, query) => (mass[query] < 0.995 ? 1 / (1 - mass[query]) : 0));
 }
 
+// Rollouts of the texts of the present call: all layers in one map.
+const rollouts = () =>
+  record.rollouts.filter((rollout) => rollout.scopeKey === currentCall().scopeKey);
+
+// The scope that is shown: not every call has a rollout.
+const scope = () => (state.scope === "rollout" && !rollouts().length ? "head" : state.scope);
+
 // The heads that the reader averages.
 function scopeHeads() {
   const call = currentCall();
-  if (state.scope === "head") return [{ call, head: state.head }];
-  const calls =
-    state.scope === "layer" ? [call] : record.calls.filter((c) => c.scopeKey === call.scopeKey);
+  if (scope() === "head") return [{ call, head: state.head }];
+  const calls = {
+    layer: () => [call],
+    model: () => record.calls.filter((c) => c.scopeKey === call.scopeKey),
+    rollout: rollouts,
+  }[scope()]();
   return calls.flatMap((c) => c.kinds.map((_, head) => ({ call: c, head })));
 }
 
 // What the token reads ("out"), or who reads it ("in"), averaged over the scope:
 // { values by token of the other side, total (all attention there is), error, floor, whole }.
-async function readToken(token) {
+async function readScope(token, direction) {
   const heads = scopeHeads();
   const all = await Promise.all(heads.map(({ call }) => weightsOf(call)));
-  const out = state.direction === "out";
+  const out = direction === "out";
   const first = heads[0].call;
   const text = record.texts[out ? first.key_text : first.query_text];
   const values = new Float32Array(text.tokens.length);
