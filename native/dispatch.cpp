@@ -134,7 +134,9 @@ int regard_backward(const regard_problem *problem, const regard_gradients *gradi
   if (!valid(problem) || !gradients) return REGARD_BAD_ARGUMENT;
   if (needs_value(*problem)) {
     if (!problem->value.data || !gradients->d_output.data) return REGARD_BAD_ARGUMENT;
-    if (!gradients->lse || !gradients->delta) return REGARD_BAD_ARGUMENT;
+    const bool scores = gradients->d_query.data || gradients->d_key.data ||
+                        gradients->d_bias.data || gradients->d_sinks;
+    if (!gradients->lse || (scores && !gradients->output.data)) return REGARD_BAD_ARGUMENT;
   }
   if (gradients->d_sinks && !problem->sinks) return REGARD_BAD_ARGUMENT;
   if (gradients->d_bias.data && !problem->bias.data) return REGARD_BAD_ARGUMENT;

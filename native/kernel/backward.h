@@ -145,7 +145,7 @@ class Backward {
       narrow_row(row_of(g_.d_query, p_.dtype, s.batch, head, i), row, p_.head_size, p_.dtype,
                  T(p_.scale));
       if (suspect(row, p_.head_size, T(p_.scale))) {
-        careful.d_query(s.batch, head, i, lse(), delta(), g_.d_query);
+        careful.d_query(s.batch, head, i, g_);
       }
     }
   }
@@ -233,20 +233,17 @@ class Backward {
   void write_key(int64_t b, int64_t head, int64_t j, const T *row, Careful<T> &careful) const {
     const T scale = static_cast<T>(p_.scale);
     narrow_row(row_of(g_.d_key, p_.dtype, b, head, j), row, p_.head_size, p_.dtype, scale);
-    if (suspect(row, p_.head_size, scale)) careful.d_key(b, head, j, lse(), delta(), g_.d_key);
+    if (suspect(row, p_.head_size, scale)) careful.d_key(b, head, j, g_);
   }
   void write_value(int64_t b, int64_t head, int64_t j, const T *row, Careful<T> &careful) const {
     narrow_row(row_of(g_.d_value, p_.dtype, b, head, j), row, p_.value_size, p_.dtype, T(1));
-    if (suspect(row, p_.value_size, T(1))) careful.d_value(b, head, j, lse(), g_.d_value);
+    if (suspect(row, p_.value_size, T(1))) careful.d_value(b, head, j, g_);
   }
 
   // Whether something hidden may have spoilt a row.
   bool suspect(const T *row, int64_t n, T factor) const {
     return (p_.intervals.data || p_.mask.data) && !finite_row(row, n, factor);
   }
-
-  const T *lse() const { return static_cast<const T *>(g_.lse); }
-  const T *delta() const { return static_cast<const T *>(g_.delta); }
 
   const regard_problem &p_;
   const regard_gradients &g_;
@@ -269,12 +266,12 @@ class SinkGradient {
     const T sink = static_cast<const T *>(p.sinks)[head];
     double sum = 0;
     for (int64_t b = 0; b < p.batch && sink != -kInfinity<T>; ++b) {
-      const int64_t at = (b * p.heads + head) * p.queries;
-      const T *lse = static_cast<const T *>(self.g_.lse) + at;
-      const T *delta = static_cast<const T *>(self.g_.delta) + at;
+      const T *lse = static_cast<const T *>(self.g_.lse) + (b * p.heads + head) * p.queries;
       for (int64_t i = 0; i < p.queries; ++i) {
         const T weight = std::exp(sink - lse[i]);
-        if (weight != 0) sum -= static_cast<double>(weight) * static_cast<double>(delta[i]);
+        if (weight == 0) continue;
+        const T delta = delta_of<T>(p, self.g_, b, head, i);
+        sum -= static_cast<double>(weight) * static_cast<double>(delta);
       }
     }
     static_cast<T *>(self.g_.d_sinks)[head] = static_cast<T>(sum);

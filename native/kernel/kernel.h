@@ -14,6 +14,7 @@
 #include "kernel/adjust.h"
 #include "kernel/tile.h"
 #include "kernel/softmax.h"
+#include "kernel/delta.h"
 #include "kernel/careful.h"
 #include "kernel/wary.h"
 #include "kernel/forward.h"

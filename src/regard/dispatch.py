@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regard._arrays import as_numpy
 from regard.errors import BackendError
 from regard.kernels import native, reference
 from regard.problem import Problem
@@ -87,20 +86,22 @@ def forward(problem: Problem, output: Any, lse: Any, backend: str | None = None)
 
 
 def backward(
-    problem: Problem, d_output: Any, lse: Any, delta: Any, backend: str | None = None, **wanted: Any
+    problem: Problem,
+    output: Any,
+    lse: Any,
+    d_output: Any,
+    d_lse: Any,
+    backend: str | None = None,
+    **wanted: Any,
 ) -> None:
     """Write the gradients that `wanted` names: d_query, d_key, d_value, d_bias, d_sinks.
 
-    delta is Σ_e d_output · output − d_lse, (B, H, Lq), as lse contiguous and of the accumulation
-    type.
+    output and lse are what `forward` wrote; output may be None if d_value alone is wanted, d_lse
+    None is 0.
     """
     if choose(backend)[0] == "native":
-        native.backward(problem, d_output, lse, delta, **wanted)
+        native.backward(problem, output, lse, d_output, d_lse, **wanted)
         return
-    output = _own_output(problem)
-    with np.errstate(invalid="ignore"):  # a query that sees nothing: its gradient does not count
-        products = np.where(output == 0, 0, as_numpy(d_output).astype(np.float64) * output)
-    d_lse = products.sum(axis=-1) - as_numpy(delta)
     gradients = reference.backward(problem, d_output, d_lse)
     for name, array in wanted.items():
         _write(array, getattr(gradients, name.removeprefix("d_")))
@@ -113,10 +114,6 @@ def score_block(
     if choose(backend)[0] == "native":
         return native.scores(problem, batch, head, rows, keys)
     return reference.scores(problem)[batch, head, rows, keys]
-
-
-def _own_output(problem: Problem) -> npt.NDArray[np.float64]:
-    return reference.forward(problem)[0].reshape(*problem.query.shape[:-1], -1)
 
 
 def _describe_mask(problem: Problem) -> str:

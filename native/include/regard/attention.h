@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 // Changes whenever a struct below changes; Python refuses a library of another version.
-#define REGARD_ABI_VERSION 1
+#define REGARD_ABI_VERSION 2
 
 enum regard_dtype {
   REGARD_FLOAT32 = 0,
@@ -85,11 +85,11 @@ REGARD_EXPORT int regard_forward(const regard_problem *problem, const regard_arr
                                  void *lse);
 
 // Gradients of sum(output * d_output) + sum(lse * d_lse). Each of those below with data NULL is
-// neither wanted nor computed. delta is sum_e(d_output * output) - d_lse, (B, H, Lq), contiguous,
-// of the accumulation type; lse as the forward returned it.
+// neither wanted nor computed. output and lse as the forward returned them; where the output is 0,
+// d_output does not count. lse and d_lse are (B, H, Lq), contiguous, of the accumulation type.
 typedef struct {
-  regard_array d_output;  // (B, H, Lq, E)
-  const void *lse, *delta;
+  regard_array output, d_output;         // (B, H, Lq, E); output absent if d_value alone is wanted
+  const void *lse, *d_lse;               // d_lse NULL: 0
   regard_array d_query, d_key, d_value;  // shapes of query, key, value; written, not added to
   regard_grid d_bias;  // float32 (float64 for float64); broadcast dimensions are summed; written
   void *d_sinks;       // (H), accumulation type

@@ -291,7 +291,7 @@ class MatrixBackward {
       const float total = there ? lse()[at + r] : -kInfinity<float>;
       // A row that saw nothing has weights 2^(score - inf) = 0.
       q.shift[r] = total == -kInfinity<float> ? total : -total * static_cast<float>(kLog2e);
-      q.delta[r] = there ? delta()[at + r] : 0;
+      q.delta[r] = there && scores_ ? delta_of<float>(p_, g_, s.batch, head, first + r) : 0;
     }
   }
 
@@ -468,7 +468,7 @@ class MatrixBackward {
       narrow_row(row_of(g_.d_query, p_.dtype, rows.batch, rows.head[r], i), row, p_.head_size,
                  p_.dtype, scale);
       if (suspect(row, p_.head_size, scale)) {
-        careful.d_query(rows.batch, rows.head[r], i, lse(), delta(), g_.d_query);
+        careful.d_query(rows.batch, rows.head[r], i, g_);
       }
     }
   }
@@ -510,12 +510,12 @@ class MatrixBackward {
                  Careful<float> &careful) const {
     const float scale = static_cast<float>(p_.scale);
     narrow_row(row_of(g_.d_key, p_.dtype, b, head, j), row, p_.head_size, p_.dtype, scale);
-    if (suspect(row, p_.head_size, scale)) careful.d_key(b, head, j, lse(), delta(), g_.d_key);
+    if (suspect(row, p_.head_size, scale)) careful.d_key(b, head, j, g_);
   }
   void write_value(int64_t b, int64_t head, int64_t j, const float *row,
                    Careful<float> &careful) const {
     narrow_row(row_of(g_.d_value, p_.dtype, b, head, j), row, p_.value_size, p_.dtype, 1.f);
-    if (suspect(row, p_.value_size, 1.f)) careful.d_value(b, head, j, lse(), g_.d_value);
+    if (suspect(row, p_.value_size, 1.f)) careful.d_value(b, head, j, g_);
   }
 
   // Whether something hidden may have spoilt a row.
@@ -524,7 +524,6 @@ class MatrixBackward {
   }
 
   const float *lse() const { return static_cast<const float *>(g_.lse); }
-  const float *delta() const { return static_cast<const float *>(g_.delta); }
 
   const regard_problem &p_;
   const regard_gradients &g_;

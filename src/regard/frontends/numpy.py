@@ -57,9 +57,7 @@ def transposed(problem: Problem, y: Array, backend: str | None) -> Array:
     *lead, _, size = y.shape
     result = np.zeros((*lead, problem.extent.keys, size), y.dtype)
     total = lse(problem, backend)
-    dispatch.backward(
-        problem.replace(value=result), y, total, np.zeros_like(total), backend, d_value=result
-    )
+    dispatch.backward(problem.replace(value=result), None, total, y, None, backend, d_value=result)
     return result
 
 

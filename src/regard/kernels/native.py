@@ -75,9 +75,10 @@ def forward(problem: Problem, output: Any, lse: Any) -> None:
 
 def backward(
     problem: Problem,
-    d_output: Any,
+    output: Any,
     lse: Any,
-    delta: Any,
+    d_output: Any,
+    d_lse: Any,
     *,
     d_query: Any = None,
     d_key: Any = None,
@@ -85,14 +86,15 @@ def backward(
     d_bias: Any = None,
     d_sinks: Any = None,
 ) -> None:
-    """Write those gradients that are given an array; lse, delta and d_sinks contiguous.
+    """Write those gradients that are given an array.
 
-    delta is Σ_e d_output · output − d_lse, (B, H, Lq). d_bias and d_sinks are of the accumulation
-    type, and d_bias has the shape of the bias: with all batch dimensions, or shared along all.
+    output and lse are what `forward` wrote; output may be None if d_value alone is wanted, d_lse
+    None is 0. lse, d_lse, d_bias and d_sinks are of the accumulation type and, but for d_bias,
+    contiguous. d_bias has the shape of the bias: with all batch dimensions, or shared along all.
     """
     packed, _alive = pack_problem(problem)
     gradients, _written = pack_gradients(
-        problem, d_output, lse, delta, (d_query, d_key, d_value), d_bias, d_sinks
+        problem, output, lse, d_output, d_lse, (d_query, d_key, d_value), d_bias, d_sinks
     )
     _check(_library().regard_backward(packed, gradients))
 

@@ -19,12 +19,12 @@ from regard.problem import Problem
 
 __all__ = ["ABI_VERSION", "ABSENT", "address", "pack_array", "pack_gradients", "pack_problem"]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 _ARRAY_FORMAT, _GRID_FORMAT = "P3q", "P4q"  # address, then strides in elements
 _ARRAY = struct.Struct(_ARRAY_FORMAT)
 _PROBLEM = struct.Struct(f"8q3dQ{3 * _ARRAY_FORMAT}P4q{2 * _GRID_FORMAT}P4i")
-_GRADIENTS = struct.Struct(f"{_ARRAY_FORMAT}2P{3 * _ARRAY_FORMAT}{_GRID_FORMAT}P")
+_GRADIENTS = struct.Struct(f"{2 * _ARRAY_FORMAT}2P{3 * _ARRAY_FORMAT}{_GRID_FORMAT}P")
 
 _NO_ARRAY, _NO_GRID = (0, 0, 0, 0), (0, 0, 0, 0, 0)
 ABSENT = _ARRAY.pack(*_NO_ARRAY)
@@ -67,9 +67,10 @@ def pack_array(array: Any) -> bytes:
 
 def pack_gradients(
     problem: Problem,
-    d_output: Any,
+    output: Any,
     lse: Any,
-    delta: Any,
+    d_output: Any,
+    d_lse: Any,
     d_arrays: tuple[Any, Any, Any],
     d_bias: Any,
     d_sinks: Any,
@@ -77,8 +78,9 @@ def pack_gradients(
     """The struct regard_gradients; d_arrays are those of query, key and value, or None."""
     alive: list[Any] = []
     packed = _GRADIENTS.pack(
+        *(_NO_ARRAY if output is None else _array(output, alive)),
         *_array(d_output, alive),
-        *(address(lse), address(delta)),
+        *(address(lse), address(d_lse)),
         *(n for a in d_arrays for n in (_NO_ARRAY if a is None else _array(a, alive))),
         *(_NO_GRID if d_bias is None else _bias(d_bias, problem.extent, alive)),
         address(d_sinks),

@@ -55,8 +55,8 @@ def backward(
             gradients[name] = torch.empty(
                 array.shape, dtype=lse.dtype if small else array.dtype, device=array.device
             )
-    delta = _delta(output, d_output, d_lse, lse)
-    dispatch.backward(problem, d_output, lse, delta, backend, **gradients)
+    d_lse = None if d_lse is None else d_lse.resolve_neg().contiguous()
+    dispatch.backward(problem, output, lse, d_output, d_lse, backend, **gradients)
     found = (
         None if name not in gradients else gradients[name].to(array.dtype)
         for name, array in zip(names, arrays, strict=True)
@@ -68,18 +68,3 @@ def _new_lse(problem: Problem) -> Tensor:
     dtype = getattr(torch, problem.accumulation_dtype)
     made: Tensor = problem.query.new_empty(problem.extent.shape[:-1], dtype=dtype)
     return made
-
-
-def _delta(output: Tensor | None, d_output: Tensor, d_lse: Tensor | None, lse: Tensor) -> Tensor:
-    """Σ_e d_output · output − d_lse (B, H, Lq).
-
-    Where the output is 0 its gradient does not count: a query that sees nothing may well be
-    padding, with a gradient that was never written.
-    """
-    if output is None:
-        return torch.zeros_like(lse)
-    product = output.to(lse.dtype) * d_output.to(lse.dtype)
-    delta = product.sum(dim=-1)
-    if not delta.isfinite().all():
-        delta = product.masked_fill_(output == 0, 0).sum(dim=-1)
-    return (delta if d_lse is None else delta - d_lse).contiguous()
