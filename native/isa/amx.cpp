@@ -25,6 +25,7 @@
 #include "kernel/amx/forward.h"
 #include "kernel/amx/gradients.h"
 #include "kernel/amx/backward.h"
+#include "kernel/amx/readouts.h"
 
 namespace regard {
 namespace amx {
@@ -48,6 +49,16 @@ int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
   return avx512_kernels.scores(p, request);
 }
 
+int readouts_or_avx512(const regard_problem &p, const regard_array &output, void *lse,
+                       const regard_readouts_request &request) {
+  if (!scores_pay(p)) return avx512_kernels.readouts(p, output, lse, request);
+  if (output.data) {
+    const int status = forward_or_avx512(p, output, lse);
+    if (status != REGARD_OK) return status;
+  }
+  return sweep<float, MatrixBlock>(p, static_cast<const float *>(lse), request);
+}
+
 }  // namespace amx
 }  // namespace regard
 
@@ -59,6 +70,6 @@ int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
 
 namespace regard {
 const Kernels amx_kernels = {"amx", amx::forward_or_avx512, amx::backward_or_avx512,
-                             amx::scores_by_avx512};
+                             amx::scores_by_avx512, amx::readouts_or_avx512};
 }
 #endif

@@ -32,6 +32,7 @@ int avx512_forward_block(const regard_problem &p, const regard_array &output, vo
 #endif
 
 namespace regard {
-const Kernels avx512_kernels = {"avx512", avx512::forward, avx512::backward, avx512::scores};
+const Kernels avx512_kernels = {"avx512", avx512::forward, avx512::backward, avx512::scores,
+                                avx512::readouts};
 }
 #endif

@@ -18,6 +18,8 @@ struct Kernels {
   int (*forward)(const regard_problem &problem, const regard_array &output, void *lse);
   int (*backward)(const regard_problem &problem, const regard_gradients &gradients);
   int (*scores)(const regard_problem &problem, const ScoresRequest &request);
+  int (*readouts)(const regard_problem &problem, const regard_array &output, void *lse,
+                  const regard_readouts_request &request);
 };
 
 extern const Kernels baseline_kernels;

@@ -12,7 +12,7 @@ from regard.errors import BackendError
 from regard.kernels import native, reference
 from regard.problem import Problem
 
-__all__ = ["Plan", "backward", "forward", "plan", "score_block"]
+__all__ = ["Plan", "backward", "choose", "dense", "forward", "plan", "read_out", "score_block"]
 
 BACKENDS = ("native", "reference")
 
@@ -114,6 +114,22 @@ def score_block(
     if choose(backend)[0] == "native":
         return native.scores(problem, batch, head, rows, keys)
     return reference.scores(problem)[batch, head, rows, keys]
+
+
+def read_out(
+    problem: Problem, output: Any, lse: Any, fields: dict[str, Any], backend: str | None = None
+) -> None:
+    """Fill the arrays that read-outs ask for; the output and lse too where one is given.
+
+    Only the native core reads out: for the reference there is `dense`.
+    """
+    assert choose(backend)[0] == "native"
+    native.read_out(problem, output, lse, fields)
+
+
+def dense(problem: Problem) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Scores and weights (B, H, Lq, Lk) in float64: memory quadratic in length."""
+    return reference.scores(problem), reference.weights(problem)[0]
 
 
 def _describe_mask(problem: Problem) -> str:

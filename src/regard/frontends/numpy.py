@@ -13,6 +13,7 @@ from regard.errors import OptionError
 from regard.problem import Problem
 
 __all__ = [
+    "attend",
     "attention",
     "attention_lse",
     "broadcast",
@@ -42,6 +43,19 @@ def attention_lse(problem: Problem, backend: str | None) -> tuple[Array, Array]:
     output, view = _empty_output(problem)
     total = _empty_lse(problem)
     dispatch.forward(_seeded(problem), view, total, backend)
+    return output, total
+
+
+def attend(
+    problem: Problem, backend: str | None, fields: dict[str, Any]
+) -> tuple[Array, Array | None]:
+    """The output as `attention` gives it, and lse (B, H, Lq), with the read-outs' fields filled."""
+    output, view = _empty_output(problem)
+    total = _empty_lse(problem)
+    if fields:
+        dispatch.read_out(problem, view, total, fields, backend)
+    else:
+        dispatch.forward(problem, view, total, backend)
     return output, total
 
 

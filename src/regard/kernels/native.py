@@ -25,10 +25,14 @@ from regard.kernels.structs import (
     pack_array,
     pack_gradients,
     pack_problem,
+    pack_read_outs,
 )
 from regard.problem import Problem
 
-__all__ = ["available", "backward", "forward", "isa", "isas", "scores", "select_isa", "threads"]
+__all__ = [
+    *("available", "backward", "forward", "isa", "isas", "read_out", "scores", "select_isa"),
+    "threads",
+]
 
 _OUT_OF_MEMORY = 2
 
@@ -99,6 +103,16 @@ def backward(
     _check(_library().regard_backward(packed, gradients))
 
 
+def read_out(problem: Problem, output: Any, lse: Any, fields: dict[str, Any]) -> None:
+    """Fill the arrays of a regard_readouts_request; lse (B, H, Lq) is contiguous.
+
+    With an output (B, H, Lq, E), it and lse are written too; else lse is read.
+    """
+    packed, _alive = pack_problem(problem)
+    out = ABSENT if output is None else pack_array(output)
+    _check(_library().regard_readouts(packed, out, address(lse), pack_read_outs(fields)))
+
+
 def scores(
     problem: Problem, batch: int, head: int, rows: slice, keys: slice
 ) -> np.ndarray[Any, Any]:
@@ -149,6 +163,7 @@ def _load() -> ctypes.CDLL:
     library.regard_forward.argtypes = [pointer, pointer, pointer]
     library.regard_backward.argtypes = [pointer, pointer]
     library.regard_scores.argtypes = [pointer, *[c_int64] * 6, pointer, c_int64]
+    library.regard_readouts.argtypes = [pointer, pointer, pointer, pointer]
     library.regard_isa_select.argtypes = [c_char_p]
     library.regard_isa.restype = library.regard_isa_available.restype = c_char_p
     library.regard_threads.restype = c_int

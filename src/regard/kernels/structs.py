@@ -17,7 +17,15 @@ from regard._arrays import as_numpy, dtype_name
 from regard.masks import Extent
 from regard.problem import Problem
 
-__all__ = ["ABI_VERSION", "ABSENT", "address", "pack_array", "pack_gradients", "pack_problem"]
+__all__ = [
+    "ABI_VERSION",
+    "ABSENT",
+    "address",
+    "pack_array",
+    "pack_gradients",
+    "pack_problem",
+    "pack_read_outs",
+]
 
 ABI_VERSION = 2
 
@@ -25,6 +33,18 @@ _ARRAY_FORMAT, _GRID_FORMAT = "P3q", "P4q"  # address, then strides in elements
 _ARRAY = struct.Struct(_ARRAY_FORMAT)
 _PROBLEM = struct.Struct(f"8q3dQ{3 * _ARRAY_FORMAT}P4q{2 * _GRID_FORMAT}P4i")
 _GRADIENTS = struct.Struct(f"{2 * _ARRAY_FORMAT}2P{3 * _ARRAY_FORMAT}{_GRID_FORMAT}P")
+
+# The fields of regard_readouts_request in their order.
+_READ_OUT_FIELDS = (
+    *("max_score", "max_weight", "entropy", "effective_keys", "distance", "distance_offset"),
+    *("bins", "bin_count", "bin_offset", "top_weights", "top_keys", "top_count"),
+    *("offset_weights", "offsets", "offset_count"),
+    *("mass", "key_groups", "key_groups_stride", "mass_count"),
+    *("edge_least", "edge_counts", "edge_starts", "edge_keys", "edge_weights"),
+    *("received", "query_groups", "received_count", "received_reduction"),
+    *("top_query_weights", "top_queries", "top_query_count"),
+    *("pooled_sum", "pooled_max", "pooled_rows", "pooled_columns", "products"),
+)
 
 _NO_ARRAY, _NO_GRID = (0, 0, 0, 0), (0, 0, 0, 0, 0)
 ABSENT = _ARRAY.pack(*_NO_ARRAY)
@@ -86,6 +106,19 @@ def pack_gradients(
         address(d_sinks),
     )
     return packed, alive
+
+
+def pack_read_outs(fields: dict[str, Any]) -> bytes:
+    """The struct regard_readouts_request: contiguous arrays and numbers; what is not named is 0."""
+    values = (fields.get(name, 0) for name in _READ_OUT_FIELDS)
+    return b"".join(
+        struct.pack("d", v) if isinstance(v, float) else struct.pack("q", _place(v)) for v in values
+    )
+
+
+def _place(value: Any) -> int:
+    """A number itself; of an array, its address."""
+    return value if isinstance(value, int) else address(value)
 
 
 def address(array: Any) -> int:

@@ -346,9 +346,9 @@ class _Heads:
             yield name, (found[name], counted[name])
 
 
-def sweep(weights: AttentionWeights, **wanted: dict[str, Any]) -> dict[str, Any]:
+def sweep(weights: AttentionWeights, **wanted: Any) -> dict[str, Any]:
     """Read-outs as NumPy arrays, in one sweep; `wanted` names each with its keywords."""
-    found = weights._gather(wanted)
+    found = vars(weights.read(**wanted))
     return {name: _as_numpy(result) for name, result in found.items()}
 
 

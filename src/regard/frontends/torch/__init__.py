@@ -6,6 +6,7 @@ devices that we have no kernels for.
 """
 
 from regard.frontends.torch.attention import (
+    attend,
     attention,
     attention_lse,
     broadcast,
@@ -21,6 +22,7 @@ from regard.frontends.torch.attention import (
 )
 
 __all__ = [
+    "attend",
     "attention",
     "attention_lse",
     "broadcast",

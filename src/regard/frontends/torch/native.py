@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,15 @@ __all__ = ["backward", "forward", "log_sum_exp"]
 
 
 def forward(
-    problem: Problem, backend: str | None, want_lse: bool = True
+    problem: Problem,
+    backend: str | None,
+    want_lse: bool = True,
+    fields: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Output (B, H, Lq, E), in memory as the caller's layout has it, and lse (B, H, Lq)."""
+    """Output (B, H, Lq, E), in memory as the caller's layout has it, and lse (B, H, Lq).
+
+    fields: of read-outs of the same weights, to be filled too.
+    """
     extent, query = problem.extent, problem.query
     if problem.layout == "BHLD":
         output = query.new_empty((*extent.shape[:-1], problem.value_size))
@@ -22,7 +30,10 @@ def forward(
         shape = (*extent.batch, extent.queries, extent.heads, problem.value_size)
         output = query.new_empty(shape).swapaxes(-3, -2)
     total = _new_lse(problem) if want_lse else None
-    dispatch.forward(problem, output, total, backend)
+    if fields:
+        dispatch.read_out(problem, output, total, fields, backend)
+    else:
+        dispatch.forward(problem, output, total, backend)
     return output, total
 
 
