@@ -71,7 +71,7 @@ class Pieces {
   const regard_gradients &g_;
 
  private:
-  static constexpr int64_t kPieces = 16, kLeastRows = 256;
+  static constexpr int64_t kPieces = 16, kLeastRows = 512;
 
   // Gradients of keys, or of values.
   struct Side {
