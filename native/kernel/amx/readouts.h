@@ -31,13 +31,13 @@ class MatrixBlock {
   }
 
   void set() {
-    pack_queries(*problem_, rows, reinterpret_cast<uint16_t *>(staging_), queries_);
+    pack_queries<1>(*problem_, rows, reinterpret_cast<uint16_t *>(staging_), queries_);
     sight.set(rows);
   }
 
   void scores(int64_t begin, int64_t end, float *, float *to) {
     for (int64_t slice = begin / kSlice; slice * kSlice < end; ++slice) pack(slice);
-    TileProduct product;
+    TileProduct<1> product;
     product.a_row = depth_ * 2;
     product.a = reinterpret_cast<const char *>(keys_) + begin * product.a_row;
     product.a_tile = product.a_row * kTileRows;
@@ -63,8 +63,8 @@ class MatrixBlock {
     if (packed_[slice]) return;
     const regard_problem &p = *problem_;
     const int64_t first = slice * kSlice, head = rows.head[0] / (p.heads / p.key_heads);
-    pack_keys(p, rows.batch, head, first, std::min(first + kSlice, round_up(p.keys, kDepth)),
-              keys_);
+    pack_keys<1>(p, rows.batch, head, first, std::min(first + kSlice, round_up(p.keys, kDepth)),
+                 keys_);
     packed_[slice] = true;
   }
 
