@@ -61,8 +61,14 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     opened: list[Opened] = []
 
-    def show(record: Record, address: str = "", budget: int = 3_000_000, **context: Any) -> Opened:
-        write_page(record, tmp_path / "attention.html", budget=budget)
+    def show(
+        record: Record,
+        address: str = "",
+        budget: int = 3_000_000,
+        against: Record | None = None,
+        **context: Any,
+    ) -> Opened:
+        write_page(record, tmp_path / "attention.html", budget=budget, against=against)
         opened.append(Opened(browser, tmp_path / "attention.html", address, **context))
         return opened[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,22 @@ def small_record(words: list[str] = WORDS, layers: int = 2, heads: int = 3, **mo
     return Record("A small record", "a model", [Text.guess(words)], calls, **more)
 
 
-def large_record(length: int = 700) -> Record:
-    weights = softmax_weights(2, length, length, sharp=1.5)
+def changed_record() -> Record:
+    """The small record with another last layer, of a text with another word."""
+    record = small_record([*WORDS[:3], "dog", *WORDS[4:]])
+    weights = softmax_weights(3, len(WORDS), len(WORDS), seed=7)
+    last = Call.from_weights(
+        weights,
+        name="layer.1.attention",
+        layer=1,
+        kinds=record.calls[1].kinds,
+        scores={"sharpness": np.array([1.3, 1.3, 1.3])},
+    )
+    return replace(record, title="Changed", calls=[record.calls[0], last])
+
+
+def large_record(length: int = 700, seed: int = 0) -> Record:
+    weights = softmax_weights(2, length, length, seed, sharp=1.5)
     call = Call.from_weights(weights, name="layer.0", layer=0, kinds=["broad", "broad"])
     words = [f"w{i}" for i in range(length)]
     return Record("Large", "a model", [Text.guess(words)], [call])

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pages import HOSTILE, large_record, small_record, softmax_weights
+from pages import HOSTILE, changed_record, large_record, small_record, softmax_weights
 from regard.errors import FileFormatError, OptionError, RegardError, ShapeError
 from regard.viewer import Call, Picture, Record, Text, iframe, page, png, write_page
+from regard.viewer.comparison import pair
 from regard.viewer.packing import LogCodes, unpack
 from regard.viewer.page import SCRIPTS
 from regard.viewer.record import cell_edges, pool
@@ -49,7 +50,7 @@ def test_codes_keep_the_error_that_they_state(last: int) -> None:
 def test_a_short_text_keeps_every_weight_almost_exactly() -> None:
     record = small_record()
     header, chunks = parts(page(record))
-    for call, entry in zip(record.calls, header["calls"], strict=True):
+    for call, entry in zip(record.calls, header["runs"][0]["calls"], strict=True):
         arrays = entry["arrays"]
         assert arrays["dense"]["codes"]["error"] < 1e-4
         dense = unpack(arrays["dense"], chunks)
@@ -62,7 +63,7 @@ def test_what_does_not_fit_becomes_pooled_maps_and_top_keys() -> None:
     record = large_record()
     call = record.calls[0]
     header, chunks = parts(page(record, budget=200_000))
-    arrays = header["calls"][0]["arrays"]
+    arrays = header["runs"][0]["calls"][0]["arrays"]
     assert "dense" not in arrays
     np.testing.assert_array_equal(unpack(arrays["top_keys"], chunks), call.top_keys)
     np.testing.assert_allclose(unpack(arrays["top_weights"], chunks), call.top_weights, rtol=0.03)
@@ -78,7 +79,7 @@ def test_a_missing_key_is_packed_as_one_past_the_last() -> None:
     call = replace(Call.from_weights(weights, name="causal", layer=0), dense=None)
     record = Record("t", "m", [Text.guess(["a"] * 900)], [call])
     header, chunks = parts(page(record))
-    keys = unpack(header["calls"][0]["arrays"]["top_keys"], chunks)
+    keys = unpack(header["runs"][0]["calls"][0]["arrays"]["top_keys"], chunks)
     assert keys[0, 0].tolist() == [0] + [900] * 7
 
 
@@ -91,12 +92,12 @@ def test_a_small_model_at_400_tokens_stays_under_three_megabytes() -> None:
     ]
     text = page(Record("t", "m", [Text.guess(words)], calls))
     assert len(text) < 3_000_000
-    assert all("dense" in call["arrays"] for call in parts(text)[0]["calls"])
+    assert all("dense" in call["arrays"] for call in parts(text)[0]["runs"][0]["calls"])
 
 
 def test_fewer_top_keys_rather_than_a_page_of_any_size() -> None:
     header, _ = parts(page(large_record(), budget=1_000))
-    assert header["calls"][0]["arrays"]["top_keys"]["shape"] == [2, 700, 1]
+    assert header["runs"][0]["calls"][0]["arrays"]["top_keys"]["shape"] == [2, 700, 1]
 
 
 def test_hostile_text_stays_text() -> None:
@@ -245,6 +246,36 @@ def test_pictures_are_embedded_as_they_are_and_must_fit() -> None:
         Text(["a"] * 5, [False] * 5, [True] * 5, picture=Picture(data, 2, 3, first=1))
     with pytest.raises(ShapeError, match="0 × 3 patches"):
         Picture(data, 0, 3)
+
+
+def test_records_that_differ_in_shape_are_not_compared() -> None:
+    record = small_record()
+    with pytest.raises(ShapeError, match="records of 2 and 1 attention calls"):
+        page(replace(record, calls=record.calls[:1]), against=record)
+    with pytest.raises(ShapeError, match=r"layer.0.*\(3, 14, 14\) and \(2, 14, 14\)"):
+        page(small_record(heads=2), against=record)
+    with pytest.raises(OptionError, match="of type int"):
+        page(record, against=3)  # type: ignore[arg-type]
+
+
+def test_the_change_of_a_head_is_the_attention_that_moved() -> None:
+    before, after = small_record(), changed_record()
+    moved = abs(after.calls[1].dense - before.calls[1].dense).sum(-1).mean(-1) / 2
+    first, second = pair(before, after)
+    for record in (first, second):
+        np.testing.assert_allclose(record.calls[1].scores["change"], moved, rtol=1e-5)
+        assert not record.calls[0].scores["change"].any()
+    assert second.calls[1].query_text == 1 and first.calls[1].query_text == 0
+    assert first.texts == second.texts
+    assert pair(before, before)[1].texts == before.texts
+
+    def pooled(record: Record) -> Record:
+        calls = [replace(call, dense=None) for call in record.calls]
+        return replace(record, calls=calls)
+
+    bound = pair(pooled(before), pooled(after))[1]
+    assert (bound.calls[1].scores["change"] <= moved + 1e-6).all()
+    assert "at least that" in pair(pooled(before), pooled(after))[0].glossary["change"]
 
 
 def test_pooling_puts_row_i_in_cell_i_times_cells_over_size() -> None:

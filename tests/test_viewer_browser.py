@@ -15,6 +15,7 @@ from pages import (
     HOSTILE,
     WORDS,
     assert_lists,
+    changed_record,
     large_record,
     largest,
     small_record,
@@ -245,6 +246,44 @@ def test_links_are_the_weights_above_the_bound(open_page: Any) -> None:
     assert view.page.inner_text("#sentence").startswith("house is read by")
     long = open_page(large_record(), budget=200_000)
     assert long.page.locator("#align-panel").is_hidden()
+
+
+def test_two_runs_and_what_changed(open_page: Any) -> None:
+    before, after = small_record(), changed_record()
+    view = open_page(after, "#call=1&head=2&token=3", against=before)
+    assert view.page.locator("#run button").all_inner_texts() == [
+        "A small record",
+        "Changed",
+        "change",
+    ]
+    moved = after.calls[1].dense[2] - before.calls[1].dense[2]
+    shown = view.listed()
+    places = np.argsort(-abs(moved[3]), kind="stable")[: len(shown)]
+    assert [place for place, *_ in shown[:5]] == places[:5].tolist()
+    np.testing.assert_allclose([w for *_, w in shown], moved[3][places], rtol=0.1, atol=2e-4)
+    # the heads that changed most come first, with what became of their scores
+    order = np.argsort(-abs(after.calls[1].dense - before.calls[1].dense).sum((1, 2)))
+    heads = view.page.locator("#table-body .link").all_inner_texts()
+    assert heads[:3] == [f"1.{head}" for head in order]
+    row = view.page.locator("#table-body tr").filter(has_text="1.2")
+    assert "−0.600" in row.inner_text()
+    view.page.click("#strip button:nth-child(2)")
+    view.settle()
+    assert "run=1" in view.page.url
+    assert view.page.inner_text("#sentence") == "dog reads, in head 1.2:"
+    assert_lists(view.listed(), after.calls[1].dense[2, 3])
+    view.page.click("#run button:nth-child(1)")
+    view.settle()
+    assert view.page.inner_text("#sentence") == "cat reads, in head 1.2:"
+    assert_lists(view.listed(), before.calls[1].dense[2, 3])
+
+
+def test_long_runs_are_compared_by_their_maps(open_page: Any) -> None:
+    first, second = large_record(), large_record(seed=5)
+    view = open_page(second, "#token=40&head=0", against=first, budget=200_000)
+    assert "Purple: less" in view.page.inner_text("#legend-text")
+    moved = abs(second.calls[0].dense - first.calls[0].dense).sum((1, 2)) / 2 / 700
+    assert view.page.locator("#card-scores .number").first.inner_text() == f"{moved[0]:.3f}"
 
 
 def test_hostile_text_is_shown_and_does_not_run(open_page: Any) -> None:

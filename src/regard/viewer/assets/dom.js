@@ -36,6 +36,7 @@ const percent = (x) => (x > 0.995 && x < 1 ? ">99 %" : `${Math.round(100 * x)} %
 // A weight with as many digits as its storage is exact to.
 function formatWeight(value, error) {
   if (value === 0) return "0";
+  if (value < 0) return `−${formatWeight(-value, error)}`;
   if (value < 0.0005) return value.toExponential(0).replace("e-", "e−");
   const digits = error < 0.001 ? 3 : 2;
   return value.toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(value) + 1e-9)));
@@ -43,6 +44,7 @@ function formatWeight(value, error) {
 
 function formatScore(value) {
   if (value === null || value === undefined) return "–";
+  if (value < 0) return `−${formatScore(-value)}`;
   const size = Math.abs(value);
   if (size >= 100) return value.toFixed(0);
   return size >= 10 ? value.toFixed(1) : value.toFixed(size >= 1 ? 2 : 3);

@@ -128,13 +128,13 @@ function markChosen(node) {
 
 function shadeNodes({ values }) {
   const nodes = reader.tokens[otherTextIndex()];
-  const high = values.reduce((a, b) => Math.max(a, b), 0);
+  const high = largestOf(values);
   if (!high) return;
   fadePictures(otherTextIndex());
-  const colour = channels(cssColour(state.direction)).join(", ");
   values.forEach((value, i) => {
-    const strength = (value / high) ** 0.7;
+    const strength = (Math.abs(value) / high) ** 0.7;
     if (strength < 0.03) return;
+    const colour = channels(linkColour(value, state.direction)).join(", ");
     const most = nodes[i].classList.contains("patch") ? 0.85 : 0.56;
     nodes[i].style.background = `rgba(${colour}, ${(most * strength).toFixed(3)})`;
     reader.shaded.push(nodes[i]);
@@ -160,14 +160,16 @@ function describe(token, reading) {
   const word = visible(tokenText().tokens[token] ?? "");
   const name = element("bdi", { className: state.direction }, word);
   const verb = state.direction === "out" ? " reads" : " is read by";
-  $("sentence").replaceChildren(name, `${verb}, in ${scopeName()}:`);
+  const changes = run().compares ? ", more and less than before" : "";
+  $("sentence").replaceChildren(name, `${verb}${changes}, in ${scopeName()}:`);
   if (!reading) {
     $("coverage").textContent = "This token takes no part in this call.";
     return list.replaceChildren();
   }
   const { values, error } = reading;
-  const some = [...values.keys()].filter((i) => values[i] > 0);
-  const best = some.sort((a, b) => values[b] - values[a]).slice(0, LIST_LENGTH);
+  const some = [...values.keys()].filter((i) => values[i] !== 0);
+  const size = (i) => Math.abs(values[i]);
+  const best = some.sort((a, b) => size(b) - size(a)).slice(0, LIST_LENGTH);
   list.replaceChildren(...best.map((i) => listItem(i, values[i], values[best[0]], error)));
   $("coverage").textContent = coverage(reading);
   announceReading(token, best, values, error);
@@ -179,9 +181,10 @@ function listItem(i, value, high, error) {
   if (isPatch(text, i)) word.prepend(patchImage(text, i));
   const place = element("span", { className: "place" }, `${i}`);
   const bar = element("span", { className: "bar" }, element("i"));
-  bar.firstChild.style.width = `${(100 * value) / high}%`;
-  bar.firstChild.style.background = cssColour(state.direction);
-  const number = element("span", { className: "number" }, formatWeight(value, error));
+  bar.firstChild.style.width = `${Math.abs((100 * value) / high)}%`;
+  bar.firstChild.style.background = linkColour(value, state.direction);
+  const shown = signed(formatWeight(value, error), value);
+  const number = element("span", { className: "number" }, shown);
   const button = element("button", { type: "button" }, place, word, bar, number);
   button.title = "Go to this token";
   button.onclick = () => goTo(i);
@@ -195,7 +198,12 @@ function goTo(i) {
 }
 
 // How much of the attention the shades stand for: never more than is known.
-function coverage({ values, total, whole, floor, k, error }) {
+function coverage({ values, total, whole, floor, k, error, compares }) {
+  if (compares) {
+    const gained = values.reduce((sum, value) => sum + Math.max(0, value), 0);
+    const lost = values.reduce((sum, value) => sum - Math.min(0, value), 0);
+    return `${formatScore(gained)} more, ${formatScore(lost)} less, in what is stored.`;
+  }
   const sum = values.reduce((a, b) => a + b, 0);
   const hidden = state.sinks === "hide" ? " Sinks are hidden and the rest scaled up." : "";
   if (state.direction === "out" && total === 0) return "It reads nothing here but sinks.";
@@ -251,7 +259,7 @@ function hoverText(event) {
   const pointed = visible(record.texts[at.text].tokens[at.token]);
   const pair = state.direction === "out" ? [chosen, pointed] : [pointed, chosen];
   const value = reader.reading.values[at.token];
-  const text = value > 0 ? formatWeight(value, reader.reading.error) : "not stored: small, or none";
+  const text = value ? formatWeight(value, reader.reading.error) : "not stored: small, or none";
   showTip(
     event,
     element("div", {}, element("bdi", {}, pair[0]), " → ", element("bdi", {}, pair[1])),
@@ -262,7 +270,7 @@ function hoverText(event) {
 // Whether reading one token is fast enough to do it while the pointer moves.
 function isQuick() {
   const { call } = scopeHeads()[0];
-  const each = state.direction === "out" ? 64 : call.queries * (call.arrays.dense ? 1 : 8);
+  const each = state.direction === "out" ? 64 : call.queries * (isWhole(call) ? 1 : 8);
   return scopeHeads().length * each < 4e6;
 }
 

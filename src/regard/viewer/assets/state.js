@@ -1,12 +1,13 @@
 // What is being looked at. Every view draws from it; the address keeps it.
 
 const defaults = {
+  run: runs.length - 1,
   call: record.start[0],
   head: record.start[1],
   token: -1, // of the query text when direction is "out", of the key text when "in"
   direction: "out",
   scope: "head", // head | layer | model | rollout
-  scale: record.calls.some((call) => call.keys > 48) ? "log" : "linear",
+  scale: run().calls.some((call) => call.keys > 48) ? "log" : "linear",
   measure: "mass", // mass | max, for pooled maps
   sinks: "show", // show | hide
   show: "", // a score that colours the map; empty: the patterns themselves
@@ -48,6 +49,9 @@ function set(change) {
     state[name] = value;
     changed.add(name);
   }
+  // another run is another call of the same shape
+  if (changed.has("run")) changed.add("call");
+  runNumber = state.run;
   changed.add("address");
 }
 
@@ -73,9 +77,10 @@ function readAddress() {
     if (name in allowed && !allowed[name].includes(value)) continue;
     next[name] = typeof defaults[name] === "number" ? Number(value) : value;
   }
-  const call = record.calls[next.call];
+  if (!(next.run in runs)) next.run = defaults.run;
+  const call = run().calls[next.call];
   if (!call) next.call = defaults.call;
-  if (!(next.head in record.calls[next.call].kinds)) next.head = 0;
+  if (!(next.head in run().calls[next.call].kinds)) next.head = 0;
   if (!Number.isInteger(next.token)) next.token = -1;
   for (const name of ["bound", "link"]) if (!Number.isFinite(next[name])) next[name] = 0;
   if (next.zoom.split(",").some((n) => n !== "" && !(Number(n) >= 0))) next.zoom = "";
@@ -91,14 +96,14 @@ function writeAddress() {
   }
 }
 
-const currentCall = () => record.calls[state.call];
+const currentCall = () => run().calls[state.call];
 const tokenText = () =>
   record.texts[state.direction === "out" ? currentCall().query_text : currentCall().key_text];
 
 // Another head; the token stays if the new call reads the same text.
 function chooseHead(call, head) {
-  const same = record.calls[call].scopeKey === currentCall().scopeKey;
-  const sizes = record.calls[call].queries === currentCall().queries;
+  const same = run().calls[call].scopeKey === currentCall().scopeKey;
+  const sizes = run().calls[call].queries === currentCall().queries;
   set({ call, head, zoom: same && sizes ? state.zoom : "", token: same ? state.token : -1 });
 }
 
@@ -108,8 +113,8 @@ function stepHead(by) {
 }
 
 function stepLayer(by) {
-  const call = (state.call + by + record.calls.length) % record.calls.length;
-  chooseHead(call, Math.min(state.head, record.calls[call].heads - 1));
+  const call = (state.call + by + run().calls.length) % run().calls.length;
+  chooseHead(call, Math.min(state.head, run().calls[call].heads - 1));
 }
 
 function reverse() {

@@ -77,6 +77,7 @@ class TopWeights {
 const loadedWeights = new Map();
 
 function weightsOf(call) {
+  if (call.pair) return weightsOf(call.pair[1]);
   if (!loadedWeights.has(call)) loadedWeights.set(call, makeWeights(call));
   return loadedWeights.get(call);
 }
@@ -98,7 +99,7 @@ function sinkFactors(weights, head) {
 
 // Rollouts of the texts of the present call: all layers in one map.
 const rollouts = () =>
-  record.rollouts.filter((rollout) => rollout.scopeKey === currentCall().scopeKey);
+  run().rollouts.filter((rollout) => rollout.scopeKey === currentCall().scopeKey);
 
 // The scope that is shown: not every call has a rollout.
 const scope = () => (state.scope === "rollout" && !rollouts().length ? "head" : state.scope);
@@ -109,7 +110,7 @@ function scopeHeads() {
   if (scope() === "head") return [{ call, head: state.head }];
   const calls = {
     layer: () => [call],
-    model: () => record.calls.filter((c) => c.scopeKey === call.scopeKey),
+    model: () => run().calls.filter((c) => c.scopeKey === call.scopeKey),
     rollout: rollouts,
   }[scope()]();
   return calls.flatMap((c) => c.kinds.map((_, head) => ({ call: c, head })));
@@ -119,6 +120,19 @@ function scopeHeads() {
 // { values by token of the other side, total (all attention there is), error, floor, whole }.
 async function readScope(token, direction) {
   const heads = scopeHeads();
+  if (!run().compares) return readHeads(heads, token, direction);
+  const readings = await Promise.all(
+    [0, 1].map((n) => {
+      const own = heads.map(({ call, head }) => ({ call: call.pair[n], head }));
+      return readHeads(own, token, direction);
+    }),
+  );
+  if (readings.includes(null)) return null;
+  const values = difference(readings.map((reading) => reading.values));
+  return { ...readings[1], values, compares: true };
+}
+
+async function readHeads(heads, token, direction) {
   const all = await Promise.all(heads.map(({ call }) => weightsOf(call)));
   const out = direction === "out";
   const first = heads[0].call;
