@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,8 @@ from regard.readouts import Edges, Gathering
 from regard.selection import indices, select, spans, visible
 
 __all__ = ["DEFAULT_READ_OUTS", "AttentionWeights"]
+
+_SHOWN = 4_000_000  # weights up to which a notebook shows them
 
 
 class AttentionWeights(ReadOuts):
@@ -171,6 +174,17 @@ class AttentionWeights(ReadOuts):
         extra = tuple(f"B{n}" for n in range(len(self._lead) - len(letters)))
         names = ", ".join((*extra, *letters, "Lq", "Lk"))
         return f"AttentionWeights ({names}) = {self.shape}, {self._problem.dtype}{mask}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """In a notebook, the first batch element as a page to look around in, if it is small."""
+        from regard.viewer.notebook import weights_bundle
+
+        first = self[(0,) * (len(self._lead) - 1)] if len(self._lead) > 1 else self
+        if not 0 < math.prod(first.shape) <= _SHOWN:
+            return {"text/plain": repr(self)}
+        queries, keys = first.shape[-2:]
+        dense = as_numpy(first.dense()).reshape(-1, queries, keys)
+        return weights_bundle(dense.astype(np.float32), repr(self))
 
     def _cut(self, query: Any, key: Any) -> Any:
         """Dense rows and columns by what stood at Lq and Lk in an index: slices or integers."""
