@@ -27,6 +27,7 @@ from playwright.sync_api import sync_playwright
 
 from regard.viewer import Call, Record, Text, write_page
 
+TURNS = 3
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
 
 # Milliseconds from a click until the frame in which everything stands redrawn.
@@ -176,7 +177,7 @@ def main() -> None:
         )
         found: dict[str, Any] = {}
         for name, path in pages.items():
-            turns = [measure(browser, path) for _ in range(3)]
+            turns = [measure(browser, path) for _ in range(TURNS)]
             found[name] = {"megabytes": round(path.stat().st_size / 1e6, 2)} | {
                 what: round(statistics.median(turn[what] for turn in turns)) for what in turns[0]
             }

@@ -95,6 +95,17 @@ def test_a_small_model_at_400_tokens_stays_under_three_megabytes() -> None:
     assert all("dense" in call["arrays"] for call in parts(text)[0]["runs"][0]["calls"])
 
 
+def test_marginals_of_very_many_heads_are_means_over_neighbours(monkeypatch: Any) -> None:
+    record = large_record()
+    call = record.calls[0]
+    monkeypatch.setattr("regard.viewer.header.MARGINALS", 200)
+    header, chunks = parts(page(record, budget=200_000))
+    arrays = header["runs"][0]["calls"][0]["arrays"]
+    received = unpack(arrays["received"], chunks)
+    assert received.shape == unpack(arrays["entropy"], chunks).shape == (2, 100)
+    np.testing.assert_allclose(received, call.received.reshape(2, 100, 7).mean(-1), rtol=1e-3)
+
+
 def test_fewer_top_keys_rather_than_a_page_of_any_size() -> None:
     header, _ = parts(page(large_record(), budget=1_000))
     assert header["runs"][0]["calls"][0]["arrays"]["top_keys"]["shape"] == [2, 700, 1]

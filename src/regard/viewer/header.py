@@ -19,6 +19,7 @@ DENSE_CODES = (
     (32, 2.6), (32, 3.2),
 )  # fmt: skip
 THUMBNAIL = 32
+MARGINALS = 2_000_000  # numbers of all heads together, for received and for entropy each
 
 
 def header(records: Sequence[Record], chunks: Chunks, budget: int) -> dict[str, Any]:
@@ -28,7 +29,8 @@ def header(records: Sequence[Record], chunks: Chunks, budget: int) -> dict[str, 
     """
     first = records[0]
     everything = [call for record in records for call in (*record.calls, *record.rollouts)]
-    entries = [_call_header(call, chunks) for call in everything]
+    cells = _marginal_cells(everything)
+    entries = [_call_header(call, chunks, cells) for call in everything]
     room = (budget - chunks.size - 120_000) * 3 // 4
     tier = _dense_tier(everything, room)
     top_k = _top_k(everything, 8 * budget)
@@ -80,7 +82,7 @@ def _picture_header(picture: Picture) -> dict[str, Any]:
     }
 
 
-def _call_header(call: Call, chunks: Chunks) -> dict[str, Any]:
+def _call_header(call: Call, chunks: Chunks, cells: int) -> dict[str, Any]:
     grid = tuple(min(THUMBNAIL, n) for n in call.pooled_sum.shape[1:])
     thumbnail = pool(call.pooled_sum, (grid[0], grid[1]), np.add)
     return {
@@ -97,8 +99,8 @@ def _call_header(call: Call, chunks: Chunks) -> dict[str, Any]:
         "scores": {name: _numbers(score) for name, score in call.scores.items()},
         "arrays": {
             "thumbnail": chunks.add(thumbnail, LogCodes(1e-4, _top(thumbnail), 255)),
-            "received": chunks.add(call.received, _marginal_codes(call.received)),
-            "entropy": chunks.add(call.entropy, _marginal_codes(call.entropy)),
+            "received": _add_marginal(call.received, cells, chunks),
+            "entropy": _add_marginal(call.entropy, cells, chunks),
         },
     }
 
@@ -121,8 +123,21 @@ def _top(values: Floats) -> float:
     return max(float(values.max(initial=0)), 1e-3)
 
 
-def _marginal_codes(values: Floats) -> LogCodes:
-    return LogCodes(1e-4, _top(values), 65535 if values.size < 200_000 else 255)
+def _marginal_cells(calls: Sequence[Call]) -> int:
+    """Of how many cells a marginal may be, so that all together take a few megabytes."""
+    longest = max(max(call.keys, call.queries) for call in calls)
+    heads = sum(call.heads for call in calls)
+    return longest if heads * longest <= MARGINALS else max(64, MARGINALS // heads)
+
+
+def _add_marginal(values: Floats, cells: int, chunks: Chunks) -> dict[str, Any]:
+    """(H, L) as it is, or as means over neighbours (H, cells)."""
+    size = values.shape[1]
+    if size > cells:
+        counts = np.diff(cell_edges(size, cells))
+        values = np.add.reduceat(values, cell_edges(size, cells)[:-1], axis=1) / counts
+    last = 65535 if values.size < 200_000 else 255
+    return chunks.add(values, LogCodes(1e-4, _top(values), last))
 
 
 def _dense_codes(tier: int, keys: int) -> LogCodes:

@@ -80,8 +80,11 @@ async function loadMarginal(call, head, name) {
     return difference(await Promise.all(call.pair.map((each) => loadMarginal(each, head, name))));
   }
   const { data, shape, table } = await load(call, name);
-  const codes = data.subarray(head * shape[1], (head + 1) * shape[1]);
-  return Float32Array.from(codes, (code) => table[code]);
+  const [, cells] = shape;
+  const length = name === "received" ? call.keys : call.queries;
+  const first = head * cells;
+  // of a very large model only means over neighbours are stored
+  return Float32Array.from({ length }, (_, i) => table[data[first + Math.floor((i * cells) / length)]]);
 }
 
 const marginalColour = (value) =>

@@ -46,18 +46,40 @@ function layoutMap(width) {
   Object.assign(map, { size, step, columns, margin, top, width, height: top + rows * step });
 }
 
+// Draws all heads, on a canvas that is kept: choosing another one only copies it.
 async function drawMap() {
-  const canvas = $("map");
-  const width = canvas.parentElement.clientWidth;
-  layoutMap(width);
+  layoutMap($("map").parentElement.clientWidth);
   for (const call of run().calls) await preparePictures(call);
-  drawMapOn(prepareCanvas(canvas, width, map.height));
+  map.tilesDrawn = element("canvas");
+  drawTiles(prepareCanvas(map.tilesDrawn, map.width, map.height));
+  drawMapChoice();
+}
+
+function drawMapChoice() {
+  if (!map.tilesDrawn?.width) return; // not yet, or in a frame that is not laid out yet
+  const canvas = $("map");
+  const context = prepareCanvas(canvas, map.width, map.height);
+  context.drawImage(map.tilesDrawn, 0, 0, map.width, map.height);
+  drawChosenTile(context);
   canvas.dataset.drawn = `${state.call}.${state.head}`;
 }
 
-function drawMapOn(context) {
+function drawTiles(context) {
   if (!state.sort) drawMapLabels(context);
   map.tiles.forEach((tile) => drawTile(context, tile));
+}
+
+function drawMapOn(context) {
+  drawTiles(context);
+  drawChosenTile(context);
+}
+
+function drawChosenTile(context) {
+  const isChosen = ({ entry }) => entry.call.index === state.call && entry.head === state.head;
+  const { x, y } = map.tiles.find(isChosen);
+  context.strokeStyle = cssColour("ink");
+  context.lineWidth = 2;
+  context.strokeRect(x - 1, y - 1, map.size + 2, map.size + 2);
 }
 
 function drawMapLabels(context) {
@@ -133,7 +155,6 @@ async function loadThumbnails(call) {
 
 function drawTile(context, { entry, x, y }) {
   const { size } = map;
-  const chosen = entry.call.index === state.call && entry.head === state.head;
   context.globalAlpha = passesFilter(entry) ? 1 : 0.13;
   if (state.show) {
     context.fillStyle = rampColour(0.06 + 0.94 * scorePlace(entry, state.show));
@@ -147,11 +168,6 @@ function drawTile(context, { entry, x, y }) {
   const bar = size < 14 ? 2 : 3;
   context.fillRect(x, y + size - bar, size, bar);
   context.globalAlpha = 1;
-  if (chosen) {
-    context.strokeStyle = cssColour("ink");
-    context.lineWidth = 2;
-    context.strokeRect(x - 1, y - 1, size + 2, size + 2);
-  }
 }
 
 function tileAt(event) {
@@ -287,7 +303,8 @@ function startMap() {
     set({ size: Math.random() });
   };
   const filters = ["kind", "filter", "bound", "side"];
-  watch(["call", "head", "show", "sort", "theme", "size", ...filters], drawMap);
+  watch(["run", "show", "sort", "theme", "size", ...filters], drawMap);
+  watch(["call", "head"], drawMapChoice);
   watch(["kind", "theme"], drawKinds);
   watch(["show", "sort", ...filters], drawMapControls);
   watch(["call", "head", "theme"], drawCard);

@@ -172,5 +172,6 @@ async function addIn(weights, head, key, values) {
   weights.addColumn(head, key, values, sinkFactors(weights, head));
   if (hide) return NaN; // what it receives from rows made longer is known only where all is stored
   const received = await load(weights.call, "received");
+  if (received.shape[1] < weights.call.keys) return NaN; // only means over neighbours are stored
   return received.table[received.data[head * weights.call.keys + key]];
 }
