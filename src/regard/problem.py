@@ -280,7 +280,12 @@ def _number(name: str, value: Any) -> float:
             "a plain number, since no gradient reaches it",
             "a learned factor belongs to the queries: multiply the queries by it",
         )
-    return float(value)
+    try:
+        return float(value)
+    except TypeError as error:  # of JAX, where a traced number has no value yet
+        raise OptionError(
+            f"{name} of type {type(value).__name__}", "a plain number, known in advance"
+        ) from error
 
 
 def _dropout(dropout_p: float) -> float:

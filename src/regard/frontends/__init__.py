@@ -27,7 +27,8 @@ from regard.errors import ArrayTypeError
 
 __all__ = ["front_end"]
 
-_FRAMEWORKS = ("numpy", "torch")
+# What a package of arrays is called, by the package that its types come from.
+_FRAMEWORKS = {"numpy": "numpy", "torch": "torch", "jax": "jax", "jaxlib": "jax"}
 
 
 def front_end(**arrays: Any) -> ModuleType:
@@ -54,6 +55,10 @@ def _load(framework: str) -> ModuleType:
             from regard.frontends import torch
 
             return torch
+        case "jax":
+            from regard.frontends import jax
+
+            return jax
         case _:
             from regard.frontends import numpy
 
@@ -71,10 +76,10 @@ def _framework(name: str, array: Any) -> str:
         return "numpy"
     for kind in type(array).__mro__:
         root = kind.__module__.partition(".")[0]
-        if root in _FRAMEWORKS and hasattr(kind, "shape"):
-            return root
+        if root in _FRAMEWORKS and hasattr(array, "shape"):
+            return _FRAMEWORKS[root]
     raise ArrayTypeError(
         f"{name} of type {type(array).__name__}",
-        "an array of NumPy or PyTorch",
+        "an array of NumPy, PyTorch or JAX",
         "convert it, for example with numpy.asarray",
     )

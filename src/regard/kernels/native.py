@@ -31,7 +31,7 @@ from regard.problem import Problem
 
 __all__ = [
     *("available", "backward", "forward", "isa", "isas", "read_out", "scores", "select_isa"),
-    "threads",
+    *("threads", "xla_functions"),
 ]
 
 _OUT_OF_MEMORY = 2
@@ -65,6 +65,12 @@ def select_isa(name: str) -> None:
 def threads() -> int:
     """The number of threads that the next call would use."""
     return int(_library().regard_threads())
+
+
+def xla_functions() -> dict[str, Any]:
+    """The functions that XLA calls itself, by name."""
+    names = ("regard_xla_forward", "regard_xla_backward")
+    return {name: getattr(_library(), name) for name in names}
 
 
 def forward(problem: Problem, output: Any, lse: Any) -> None:

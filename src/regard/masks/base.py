@@ -14,7 +14,7 @@ from regard._arrays import as_numpy, dtype_name, is_array
 from regard.errors import MaskError
 from regard.masks.intervals import EVERYTHING, Extent, Visibility
 
-__all__ = ["Mask", "Normal", "as_mask", "flatten", "rebuild", "visibility"]
+__all__ = ["Mask", "Normal", "as_mask", "check_dense", "flatten", "rebuild", "visibility"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class Dense(Mask):
 
     def visibility(self, extent: Extent) -> Visibility:
         seen = as_numpy(self.seen)
-        _check_dense(seen.shape, extent)
+        check_dense(seen.shape, extent)
         seen = seen.reshape((1,) * (len(extent.shape) - seen.ndim) + seen.shape)
         batch, rest = seen.shape[:-3], seen.shape[-3:]
         if all(size == 1 for size in batch):
@@ -200,7 +200,8 @@ def rebuild(structure: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
     return Mask._classes[name](*fields)
 
 
-def _check_dense(shape: tuple[int, ...], extent: Extent) -> None:
+def check_dense(shape: tuple[int, ...], extent: Extent) -> None:
+    """That a boolean array of that shape can be a mask. Raises: MaskError."""
     try:
         fits = np.broadcast_shapes(shape, extent.shape) == extent.shape
     except ValueError:
