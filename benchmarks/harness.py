@@ -56,8 +56,8 @@ def ratio_line(label: str, times: dict[str, Timing], own: str = "regard") -> str
     """Our median, each peer's, and how many times as long it takes."""
     ours = times[own].median
     others = (
-        f"{name} {spent.median:9.2f} ms ({spent.median / ours:5.2f}x)"
+        f"{name} {spent.median:9.3f} ms ({spent.median / ours:5.2f}x)"
         for name, spent in times.items()
         if name != own
     )
-    return f"{label:<52} {own} {ours:9.2f} ms   " + "   ".join(others)
+    return f"{label:<52} {own} {ours:9.3f} ms   " + "   ".join(others)

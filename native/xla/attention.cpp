@@ -7,14 +7,14 @@
 //   bias (B|1, H|1, Lq|1, Lk|1)               sinks (H) of the accumulation type
 //   seed (2) uint32: the low word, the high word
 //
-// and for the backward d_output (B, H, Lq, E), lse and delta (B, H, Lq). Results: output and lse; or
-// d_query, d_key, d_value and d_bias. Attributes: blhd (int64: arrays are (B, L, heads, size)),
+// and for the backward d_output (B, H, Lq, E), lse and delta (B, H, Lq). Results: output and lse;
+// or d_query, d_key, d_value and d_bias. Attributes: blhd (int64: arrays are (B, L, heads, size)),
 // dropout, scale and softcap (float64).
 #include "regard/attention.h"
 
 #include <string.h>
 
-#include <algorithm>
+#include <atomic>
 
 #include "xla/ffi.h"
 
@@ -27,18 +27,23 @@ using xla::CallFrame;
 enum Argument { kQuery, kKey, kValue, kIntervals, kMask, kBias, kSinks, kSeed, kForwardArguments };
 enum { kDOutput = kForwardArguments, kLse, kDelta, kBackwardArguments };
 
-// The newest minor version of the interface that this file was read against.
-constexpr int kNewestMinor = 3;
+// What is answered when XLA asks for which minor version of its interface we were made.
+std::atomic<int> minor_version{0};
 
 bool absent(const Buffer &b) { return b.rank == 1 && b.dims[0] == 0; }
 
 int dtype_of(const Buffer &b) {
   switch (b.dtype) {
-    case xla::kFloat16: return REGARD_FLOAT16;
-    case xla::kBfloat16: return REGARD_BFLOAT16;
-    case xla::kFloat32: return REGARD_FLOAT32;
-    case xla::kFloat64: return REGARD_FLOAT64;
-    default: return -1;
+    case xla::kFloat16:
+      return REGARD_FLOAT16;
+    case xla::kBfloat16:
+      return REGARD_BFLOAT16;
+    case xla::kFloat32:
+      return REGARD_FLOAT32;
+    case xla::kFloat64:
+      return REGARD_FLOAT64;
+    default:
+      return -1;
   }
 }
 
@@ -147,14 +152,13 @@ int run_backward(const CallFrame &frame) {
   return regard_backward(&call.problem(), &g);
 }
 
-// XLA asks for the version when a handler is registered; older and newer ones than ours lay out
-// what we use alike.
+// XLA asks for the version when a handler is registered.
 bool answered_metadata(const CallFrame &frame) {
   xla::Extension *extension = frame.extensions;
   if (!extension || extension->type != xla::kMetadata) return false;
   xla::Metadata &metadata = *reinterpret_cast<xla::MetadataExtension *>(extension)->metadata;
   metadata.version.major_version = 0;
-  metadata.version.minor_version = std::min(frame.api->version.minor_version, kNewestMinor);
+  metadata.version.minor_version = minor_version.load();
   metadata.traits = 0;
   return true;
 }
@@ -164,10 +168,10 @@ xla::Error *handle(CallFrame *frame, int (*run)(const CallFrame &)) {
   const int status = run(*frame);
   if (status == REGARD_OK) return nullptr;
   const bool memory = status == REGARD_OUT_OF_MEMORY;
-  xla::ErrorArguments error = {
-      sizeof error, nullptr,
-      memory ? "regard: no memory for the kernel's scratch" : "regard: the native core refused a call",
-      memory ? xla::kResourceExhausted : xla::kInvalidArgument};
+  xla::ErrorArguments error = {sizeof error, nullptr,
+                               memory ? "regard: no memory for the kernel's scratch"
+                                      : "regard: the native core refused a call",
+                               memory ? xla::kResourceExhausted : xla::kInvalidArgument};
   return frame->api->create_error(&error);
 }
 
@@ -175,6 +179,10 @@ xla::Error *handle(CallFrame *frame, int (*run)(const CallFrame &)) {
 }  // namespace regard
 
 extern "C" {
+
+// To be called before the functions below are registered: some versions of XLA accept only their
+// own minor version, though all of them lay out alike what we use.
+REGARD_EXPORT void regard_xla_set_minor_version(int minor) { regard::minor_version = minor; }
 
 REGARD_EXPORT void *regard_xla_forward(void *frame) {
   return regard::handle(static_cast<regard::CallFrame *>(frame), regard::run_forward);

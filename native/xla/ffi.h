@@ -1,5 +1,5 @@
-// What we use of XLA's foreign-function interface, through which JAX calls us: its C ABI, laid out as
-// in xla/ffi/api/c_api.h (major version 0), declared here so that building needs no JAX.
+// What we use of XLA's foreign-function interface, through which JAX calls us: its C ABI, laid out
+// as in xla/ffi/api/c_api.h (major version 0), declared here so that building needs no JAX.
 // tests/test_jax.py compares the two.
 #ifndef REGARD_XLA_FFI_H
 #define REGARD_XLA_FFI_H

@@ -67,8 +67,9 @@ def threads() -> int:
     return int(_library().regard_threads())
 
 
-def xla_functions() -> dict[str, Any]:
-    """The functions that XLA calls itself, by name."""
+def xla_functions(minor_version: int) -> dict[str, Any]:
+    """The functions that XLA calls itself, by name, as made for a version of its interface."""
+    _library().regard_xla_set_minor_version(minor_version)
     names = ("regard_xla_forward", "regard_xla_backward")
     return {name: getattr(_library(), name) for name in names}
 

@@ -63,4 +63,6 @@ def check_sequence(
     """That an array of that shape has one entry for each position, shared by the batch or not."""
     fits = bool(shape) and shape[-1] == length
     if not fits or shape[:-1] not in ((), (1,), (extent.flat_batch,), extent.batch):
-        raise MaskError(f"{name} of shape {shape}", f"(B, {letter}) = ({extent.flat_batch}, {length})")
+        raise MaskError(
+            f"{name} of shape {shape}", f"(B, {letter}) = ({extent.flat_batch}, {length})"
+        )

@@ -43,8 +43,9 @@ def backward(
     shapes = {name: (shape, held.get(name, problem.dtype)) for name, shape in wanted.items()}
 
     def run(problem: Problem, results: dict[str, Any], *arrays: Any) -> None:
+        d_output, lse, delta = arrays
         named = {f"d_{name}": array for name, array in results.items()}
-        dispatch.backward(problem, *arrays, backend, **named)
+        dispatch.backward(problem, d_output, lse, delta, backend, **named)
 
     return _call(run, shapes, problem, d_output, lse, delta)
 

@@ -77,9 +77,7 @@ def transposed(specification: str, backend: str | None, arrays: Arrays, y: Any) 
     return _transposed(specification, backend, arrays, y)[0]
 
 
-def _transposed(
-    specification: str, backend: str | None, arrays: Arrays, y: Any
-) -> tuple[Any, Any]:
+def _transposed(specification: str, backend: str | None, arrays: Arrays, y: Any) -> tuple[Any, Any]:
     """(weightsᵀ y, lse): the values' gradient where the output's gradient is y."""
     problem = Problem.rebuild(specification, arrays)
     lse = attention(specification, backend, arrays)[1]
@@ -134,7 +132,7 @@ def _differentiable_gradients(
 ) -> dict[str, Any]:
     problem = Problem.rebuild(specification, arrays)
     lse, d_output = kept["lse"], kept["d_output"]
-    delta = _delta(kept["output"], d_output, kept.get("d_lse"), lse)
+    delta = _delta(kept["output"], d_output, kept.get("d_lse"), lse, problem.layout)
     names = tuple(name for name in wanted.names if name != "sinks")
     found = kernel.backward(problem, d_output, lse, delta, names, backend) if names else {}
     if "sinks" in wanted.names:
@@ -191,7 +189,7 @@ def _in_order(found: dict[str, Any], specification: str, count: int) -> Arrays:
     return tuple(ordered)
 
 
-def _delta(output: Any, d_output: Any, d_lse: Any, lse: Any) -> Any:
+def _delta(output: Any, d_output: Any, d_lse: Any, lse: Any, layout: str) -> Any:
     """Σ_e d_output · output − d_lse (*batch, H, Lq).
 
     Where the output is 0 its gradient does not count: a query that sees nothing may well be
@@ -199,8 +197,11 @@ def _delta(output: Any, d_output: Any, d_lse: Any, lse: Any) -> Any:
     """
     if output is None:
         return jnp.zeros_like(lse)
+    if layout == "BLHD":  # summed as it lies in memory
+        output, d_output = output.swapaxes(-3, -2), d_output.swapaxes(-3, -2)
     product = output.astype(lse.dtype) * d_output.astype(lse.dtype)
     delta = jnp.where(output == 0, 0, product).sum(axis=-1)
+    delta = delta.swapaxes(-2, -1) if layout == "BLHD" else delta
     return delta if d_lse is None else delta - d_lse
 
 

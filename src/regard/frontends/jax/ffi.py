@@ -13,9 +13,13 @@ import jax
 import numpy as np
 
 from regard.kernels import native
+from regard.masks import Normal
 from regard.problem import Problem
 
 __all__ = ["available", "backward", "forward"]
+
+# Of XLA's interface, those whose structs native/xla/ffi.h was compared with.
+_MINOR_VERSIONS = (3, 2, 1)
 
 _ABSENT = np.zeros(0, np.float32)
 
@@ -26,12 +30,15 @@ def available() -> str | None:
     reason = native.available()
     if reason is not None:
         return reason
-    try:
-        for name, function in native.xla_functions().items():
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
-    except Exception as error:  # of XLA, which has no class for it
-        return f"XLA does not take our functions: {error}"
-    return None
+    for minor_version in _MINOR_VERSIONS:
+        try:
+            for name, function in native.xla_functions(minor_version).items():
+                jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
+        except Exception as error:  # of XLA, which has no class for it
+            reason = f"XLA does not take our functions: {error}"
+        else:
+            return None
+    return reason
 
 
 def forward(problem: Problem) -> tuple[Any, Any]:
@@ -51,9 +58,10 @@ def backward(
     """The gradients that `wanted` names with their shapes: query, key, value, bias."""
     layout = problem.layout
     dtypes = dict.fromkeys(("query", "key", "value"), problem.dtype)
-    results = tuple(
-        _result(wanted.get(name), dtype, layout) for name, dtype in dtypes.items()
-    ) + (_result(wanted.get("bias"), problem.accumulation_dtype),)
+    results = (
+        *(_result(wanted.get(name), dtype, layout) for name, dtype in dtypes.items()),
+        _result(wanted.get("bias"), problem.accumulation_dtype),
+    )
     operands = (*_operands(problem), _turned(d_output, layout), lse, delta)
     *arrays, bias = _call("regard_xla_backward", problem, results, operands)
     found = {name: _turned(array, layout) for name, array in zip(dtypes, arrays, strict=True)}
@@ -72,6 +80,7 @@ def _call(name: str, problem: Problem, results: Any, operands: tuple[Any, ...]) 
 
 def _operands(problem: Problem) -> tuple[Any, ...]:
     mask = problem.mask
+    assert mask is None or isinstance(mask, Normal)
     arrays = (problem.query, problem.key, problem.value)
     given = (
         *(None if array is None else _turned(array, problem.layout) for array in arrays),

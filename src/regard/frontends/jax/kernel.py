@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from regard.frontends.jax import callback, ffi
-from regard.masks.base import Normal
+from regard.masks import Normal
 from regard.problem import Problem
 
 __all__ = ["backward", "forward", "through_xla"]
@@ -33,9 +33,7 @@ def forward(problem: Problem, backend: str | None) -> tuple[Any, Any]:
 
     def once(problem: Problem) -> tuple[Any, Any]:
         flat = _flattened(problem)
-        output, lse = (
-            ffi.forward(flat) if through_xla(backend) else callback.forward(flat, backend)
-        )
+        output, lse = ffi.forward(flat) if through_xla(backend) else callback.forward(flat, backend)
         batch = problem.extent.batch
         return None if output is None else _split(output, batch), _split(lse, batch)
 
@@ -56,14 +54,15 @@ def backward(
     delta is Σ_e d_output · output − d_lse, (*batch, H, Lq).
     """
 
-    def once(problem: Problem, *arrays: Any) -> dict[str, Any]:
+    def once(problem: Problem, d_output: Any, lse: Any, delta: Any) -> dict[str, Any]:
         flat, batch = _flattened(problem), problem.extent.batch
         shapes = {name: _full(getattr(flat, name), name, flat) for name in wanted}
-        arrays = (*(_flat(array, problem, 3 - (n > 0)) for n, array in enumerate(arrays)),)
+        d_output = _flat(d_output, problem, 3)
+        lse, delta = _flat(lse, problem, 2), _flat(delta, problem, 2)
         found = (
-            ffi.backward(flat, *arrays, shapes)
+            ffi.backward(flat, d_output, lse, delta, shapes)
             if through_xla(backend)
-            else callback.backward(flat, *arrays, shapes, backend)
+            else callback.backward(flat, d_output, lse, delta, shapes, backend)
         )
         if "bias" in found:
             found["bias"] = _sum_to(found["bias"], problem)
@@ -165,10 +164,10 @@ def _flat(array: Any, problem: Problem, rank: int) -> Any:
     """(*batch, …) as (B|1, …) for an array of that rank without its batch dimensions."""
     if array is None:
         return None
-    *batch, rest = *array.shape[: array.ndim - rank], array.shape[array.ndim - rank :]
-    whole = problem.extent.batch
-    if math.prod(batch) != 1 and tuple(batch) != whole:
-        array, batch = jnp.broadcast_to(array, (*whole, *rest)), list(whole)
+    border = array.ndim - rank
+    batch, rest, whole = array.shape[:border], array.shape[border:], problem.extent.batch
+    if math.prod(batch) != 1 and batch != whole:
+        array, batch = jnp.broadcast_to(array, (*whole, *rest)), whole
     return array.reshape((math.prod(batch), *rest))
 
 

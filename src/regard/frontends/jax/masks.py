@@ -1,4 +1,4 @@
-"""The normal form of a mask for JAX: NumPy's wherever the mask is known, an expression where traced.
+"""The normal form of a mask for JAX: NumPy's where the mask is known, an expression where traced.
 
 A traced array has a shape and no values, so what depends on the values is chosen for the worst
 case: lengths and offsets stay intervals, documents become dense.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from regard.errors import MaskError
-from regard.masks import EVERYTHING, Extent, Mask, Visibility, flatten, visibility
+from regard.masks import Extent, Mask, flatten, visibility
 from regard.masks.arguments import check_per_batch, check_sequence
 from regard.masks.base import Both, Dense, Either, Normal, check_dense
 from regard.masks.intervals import MOST_INTERVALS
@@ -33,13 +33,13 @@ def normal(mask: Mask | None, extent: Extent) -> Normal | None:
     """
     if mask is None:
         return None
-    seen = _visibility(mask, extent)
-    if seen.sees_everything:
+    seen = _normal(mask, extent)
+    if seen.intervals is None and seen.dense is None:
         return None
     return Normal(_unflattened(seen.intervals, extent), _unflattened(seen.dense, extent))
 
 
-def as_dense(seen: Visibility | Normal, keys: int) -> Any:
+def as_dense(seen: Normal, keys: int) -> Any:
     """(*batch|1, H|1, Lq|1, Lk) boolean."""
     found = jnp.ones((1, keys), bool) if seen.dense is None else seen.dense
     if seen.intervals is None:
@@ -49,19 +49,20 @@ def as_dense(seen: Visibility | Normal, keys: int) -> Any:
     return found & inside.any(axis=-2)
 
 
-def _visibility(mask: Mask, extent: Extent) -> Visibility:
+def _normal(mask: Mask, extent: Extent) -> Normal:
     if not any(isinstance(array, jax.core.Tracer) for array in flatten(mask)[1]):
-        return visibility(mask, extent)
+        known = visibility(mask, extent)
+        return Normal(known.intervals, known.dense)
     match mask:
         case Both(one, other):
-            return _both(_visibility(one, extent), _visibility(other, extent), extent)
+            return _both(_normal(one, extent), _normal(other, extent), extent)
         case Either(one, other):
-            parts = (_visibility(part, extent) for part in (one, other))
-            return Visibility(dense=jnp.logical_or(*(as_dense(p, extent.keys) for p in parts)))
+            parts = (_normal(part, extent) for part in (one, other))
+            return Normal(None, jnp.logical_or(*(as_dense(p, extent.keys) for p in parts)))
         case Dense(seen):
             return _dense(seen, extent)
-        case Normal(intervals, dense):
-            return Visibility(intervals, dense)
+        case Normal():
+            return mask
         case Causal(align):
             return _interval(0, _positions(align, extent, "causal") + 1, extent)
         case Window(left, right, align):
@@ -75,7 +76,7 @@ def _visibility(mask: Mask, extent: Extent) -> Visibility:
             return _lengths(keys, queries, extent)
         case Keys(keep):
             keep = _sequence(keep, extent, extent.keys, "keys(keep)", "Lk")
-            return Visibility(dense=keep[:, None, None, :])
+            return Normal(None, keep[:, None, None, :])
         case Documents(ids, key_ids):
             return _documents(ids, key_ids, extent)
         case CumulativeDocuments(bounds):
@@ -88,7 +89,7 @@ def _visibility(mask: Mask, extent: Extent) -> Visibility:
             )
 
 
-def _both(one: Visibility, other: Visibility, extent: Extent) -> Visibility:
+def _both(one: Normal, other: Normal, extent: Extent) -> Normal:
     """What both allow: intersected intervals, unless these become too many."""
     intervals = [seen.intervals for seen in (one, other) if seen.intervals is not None]
     dense = [seen.dense for seen in (one, other) if seen.dense is not None]
@@ -98,25 +99,25 @@ def _both(one: Visibility, other: Visibility, extent: Extent) -> Visibility:
         stop = jnp.maximum(jnp.minimum(a[..., :, None, 1], b[..., None, :, 1]), start)
         pairs = jnp.stack([start, stop], axis=-1)
         intervals = [pairs.reshape(*pairs.shape[:-3], -1, 2)]
-    found = Visibility(
+    found = Normal(
         intervals[0] if intervals else None,
         dense[0] if len(dense) == 1 else jnp.logical_and(*dense) if dense else None,
     )
     many = found.intervals is not None and found.intervals.shape[-2] > MOST_INTERVALS
-    return Visibility(dense=as_dense(found, extent.keys)) if many else found
+    return Normal(None, as_dense(found, extent.keys)) if many else found
 
 
-def _dense(seen: Any, extent: Extent) -> Visibility:
+def _dense(seen: Any, extent: Extent) -> Normal:
     check_dense(seen.shape, extent)
     seen = seen.reshape((1,) * (len(extent.shape) - seen.ndim) + seen.shape)
     *batch, heads, queries, keys = seen.shape
     if any(size != 1 for size in batch):
         seen = jnp.broadcast_to(seen, (*extent.batch, heads, queries, keys))
-    return Visibility(dense=seen.reshape(-1, heads, queries, keys))
+    return Normal(None, seen.reshape(-1, heads, queries, keys))
 
 
-def _lengths(keys: Any, queries: Any, extent: Extent) -> Visibility:
-    seen = EVERYTHING
+def _lengths(keys: Any, queries: Any, extent: Extent) -> Normal:
+    seen = Normal(None, None)
     if keys is not None:
         seen = _interval(0, _per_batch(keys, extent, "lengths(keys=…)"), extent)
     if queries is not None:
@@ -126,14 +127,14 @@ def _lengths(keys: Any, queries: Any, extent: Extent) -> Visibility:
     return seen
 
 
-def _documents(ids: Any, key_ids: Any, extent: Extent) -> Visibility:
+def _documents(ids: Any, key_ids: Any, extent: Extent) -> Normal:
     ids = _sequence(ids, extent, extent.queries, "documents(ids)", "Lq")
     key_ids = _sequence(key_ids, extent, extent.keys, "documents(key_ids)", "Lk")
     same = (ids[:, :, None] == key_ids[:, None, :]) & (ids[:, :, None] >= 0)
-    return Visibility(dense=same[:, None])
+    return Normal(None, same[:, None])
 
 
-def _cumulative_documents(bounds: Any, extent: Extent) -> Visibility:
+def _cumulative_documents(bounds: Any, extent: Extent) -> Normal:
     """The interval of a position is that of the document that it lies in."""
     bounds = jnp.asarray(bounds)
     document = jnp.searchsorted(bounds, np.arange(extent.queries), side="right")
@@ -143,12 +144,12 @@ def _cumulative_documents(bounds: Any, extent: Extent) -> Visibility:
     return _interval(start[None, None], stop[None, None], extent)
 
 
-def _interval(start: Any, stop: Any, extent: Extent) -> Visibility:
+def _interval(start: Any, stop: Any, extent: Extent) -> Normal:
     """One interval a query: start and stop, (B|1, 1, Lq|1), are cut to the keys."""
     start = jnp.clip(jnp.asarray(start), 0, extent.keys)
     stop = jnp.maximum(jnp.clip(jnp.asarray(stop), 0, extent.keys), start)
     pairs = jnp.broadcast_arrays(start, stop)
-    return Visibility(jnp.stack(pairs, axis=-1)[..., None, :].astype(jnp.int32))
+    return Normal(jnp.stack(pairs, axis=-1)[..., None, :].astype(jnp.int32), None)
 
 
 def _positions(align: Any, extent: Extent, name: str) -> Any:

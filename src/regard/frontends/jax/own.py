@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from regard.errors import BackendError
 from regard.frontends.jax.masks import as_dense
+from regard.masks import Normal
 from regard.problem import Problem
 
 __all__ = ["attention", "transposed"]
@@ -49,6 +50,7 @@ def _weights(problem: Problem) -> tuple[Any, Any]:
         # What a bias hides is hidden from gradients too, or a row of −∞ makes them NaN.
         scores = jnp.where(scores == -jnp.inf, -jnp.inf, scores)
     if problem.mask is not None:
+        assert isinstance(problem.mask, Normal)
         scores = jnp.where(as_dense(problem.mask, problem.extent.keys), scores, -jnp.inf)
     every = scores
     if problem.sinks is not None:
