@@ -7,9 +7,9 @@
 //   bias (B|1, H|1, Lq|1, Lk|1)               sinks (H) of the accumulation type
 //   seed (2) uint32: the low word, the high word
 //
-// and for the backward d_output (B, H, Lq, E), lse and delta (B, H, Lq). Results: output and lse;
-// or d_query, d_key, d_value and d_bias. Attributes: blhd (int64: arrays are (B, L, heads, size)),
-// dropout, scale and softcap (float64).
+// and for the backward output (B, H, Lq, E), lse (B, H, Lq), d_output, d_lse. Results: output and
+// lse; or d_query, d_key, d_value and d_bias. Attributes: blhd (int64: arrays are (B, L, heads,
+// size)), dropout, scale and softcap (float64).
 #include "regard/attention.h"
 
 #include <string.h>
@@ -25,7 +25,7 @@ using xla::Buffer;
 using xla::CallFrame;
 
 enum Argument { kQuery, kKey, kValue, kIntervals, kMask, kBias, kSinks, kSeed, kForwardArguments };
-enum { kDOutput = kForwardArguments, kLse, kDelta, kBackwardArguments };
+enum { kOutput = kForwardArguments, kLse, kDOutput, kDLse, kBackwardArguments };
 
 // What is answered when XLA asks for which minor version of its interface we were made.
 std::atomic<int> minor_version{0};
@@ -144,8 +144,9 @@ int run_backward(const CallFrame &frame) {
   Call call(frame, kBackwardArguments, 4);
   if (!call.ok()) return REGARD_BAD_ARGUMENT;
   regard_gradients g = {};
+  g.output = call.array(call.argument(kOutput));
   g.d_output = call.array(call.argument(kDOutput));
-  g.lse = call.data(call.argument(kLse)), g.delta = call.data(call.argument(kDelta));
+  g.lse = call.data(call.argument(kLse)), g.d_lse = call.data(call.argument(kDLse));
   g.d_query = call.array(call.result(0)), g.d_key = call.array(call.result(1));
   g.d_value = call.array(call.result(2)), g.d_bias = call.grid(call.result(3));
   if (!call.ok()) return REGARD_BAD_ARGUMENT;

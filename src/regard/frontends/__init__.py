@@ -4,6 +4,7 @@ A framework is never imported for the user: it is there because their array brou
 
     attention(problem, backend)         output
     attention_lse(problem, backend)     output, log-sum-exp
+    attend(problem, backend, fields)    output, log-sum-exp; a read-out's fields are filled
     lse(problem, backend)               log-sum-exp
     transposed(problem, y, backend)     weightsᵀ y, per query head
     from_numpy(array, like)             an array of this framework, on the device of `like`

@@ -7,6 +7,7 @@ devices that we have no kernels for and for second derivatives.
 """
 
 from regard.frontends.jax.attention import (
+    attend,
     attention,
     attention_lse,
     broadcast,
@@ -22,6 +23,7 @@ from regard.frontends.jax.attention import (
 )
 
 __all__ = [
+    "attend",
     "attention",
     "attention_lse",
     "broadcast",

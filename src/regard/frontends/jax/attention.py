@@ -22,6 +22,7 @@ from regard.masks import flatten
 from regard.problem import Problem
 
 __all__ = [
+    "attend",
     "attention",
     "attention_lse",
     "broadcast",
@@ -47,6 +48,21 @@ def attention_lse(problem: Problem, backend: str | None) -> tuple[Any, Any]:
     specification, arrays = _prepared(problem).flatten()
     found: tuple[Any, Any] = _attention(specification, _way(problem, backend), arrays)
     return found
+
+
+def attend(
+    problem: Problem, backend: str | None, fields: dict[str, Any]
+) -> tuple[Any, npt.NDArray[Any]]:
+    """The output as `attention` gives it, and lse (B, H, Lq), with the read-outs' fields filled.
+
+    Outside of transformations only: the fields are NumPy's arrays.
+    """
+    output, found = attention_lse(problem, backend)
+    total = np.array(found)  # a copy, since kernels write where they are told
+    if fields:
+        moved, reader = host(problem, backend)
+        dispatch.read_out(moved, None, total, fields, reader)
+    return output, total
 
 
 def lse(problem: Problem, backend: str | None) -> Any:

@@ -32,22 +32,22 @@ def forward(problem: Problem, backend: str | None) -> tuple[Any, Any]:
 
 def backward(
     problem: Problem,
-    d_output: Any,
-    lse: Any,
-    delta: Any,
+    kept: dict[str, Any],
     wanted: dict[str, tuple[int, ...]],
     backend: str | None,
 ) -> dict[str, Any]:
-    """The gradients that `wanted` names with their shapes: query, key, value, bias."""
+    """The gradients that `wanted` names with their shapes: query, key, value, bias.
+
+    kept: output, lse, d_output and d_lse; None for an output or d_lse that is absent.
+    """
     held = {"bias": problem.accumulation_dtype}
     shapes = {name: (shape, held.get(name, problem.dtype)) for name, shape in wanted.items()}
 
-    def run(problem: Problem, results: dict[str, Any], *arrays: Any) -> None:
-        d_output, lse, delta = arrays
+    def run(problem: Problem, results: dict[str, Any], kept: dict[str, Any]) -> None:
         named = {f"d_{name}": array for name, array in results.items()}
-        dispatch.backward(problem, d_output, lse, delta, backend, **named)
+        dispatch.backward(problem, **kept, backend=backend, **named)
 
-    return _call(run, shapes, problem, d_output, lse, delta)
+    return _call(run, shapes, problem, kept)
 
 
 def _call(

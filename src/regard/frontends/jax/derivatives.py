@@ -62,9 +62,7 @@ def _attention_backward(
         output = problem.query[..., :0]
     if d_output is None:
         d_output = jnp.zeros_like(output)
-    found = _gradients(
-        problem.flatten(), backend, wanted, output=output, lse=lse, d_output=d_output, d_lse=d_lse
-    )
+    found = _gradients(problem, backend, wanted, output, lse, d_output, d_lse)
     return (_in_order(found, specification, len(arrays)),)
 
 
@@ -83,9 +81,7 @@ def _transposed(specification: str, backend: str | None, arrays: Arrays, y: Any)
     lse = attention(specification, backend, arrays)[1]
     *lead, _, size = y.shape
     problem = problem.replace(value=jnp.zeros((*lead, problem.extent.keys, size), y.dtype))
-    found = _gradients(
-        problem.flatten(), backend, _Wanted(("value",)), output=None, lse=lse, d_output=y
-    )
+    found = _gradients(problem, backend, _Wanted(("value",)), None, lse, y)
     return found["value"], lse
 
 
@@ -103,8 +99,9 @@ def _transposed_backward(
         return (None,) * len(arrays), None
     # The values may come from a layout of their own: these are not the caller's.
     problem = Problem.rebuild(specification, arrays).replace(value=d_result, layout="BHLD")
-    d_y = attention(problem.flatten()[0], backend, problem.flatten()[1])[0]
-    found = _gradients(problem.flatten(), backend, wanted, output=d_y, lse=lse, d_output=y)
+    with_values, all_arrays = problem.flatten()
+    d_y = attention(with_values, backend, all_arrays)[0]
+    found = _gradients(problem, backend, wanted, d_y, lse, y)
     return _in_order(found, specification, len(arrays)), d_y
 
 
@@ -112,13 +109,17 @@ transposed.defvjp(_transposed_forward, _transposed_backward, symbolic_zeros=True
 
 
 def _gradients(
-    flat: tuple[str, Arrays], backend: str | None, wanted: _Wanted, **kept: Any
+    problem: Problem,
+    backend: str | None,
+    wanted: _Wanted,
+    output: Any,
+    lse: Any,
+    d_output: Any,
+    d_lse: Any = None,
 ) -> dict[str, Any]:
-    """The gradients wanted, by name, given output, lse, d_output and (or None) d_lse.
-
-    output None: it is not needed, since the values alone want a gradient.
-    """
-    specification, arrays = flat
+    """The gradients wanted, by name; output None if the values alone want one, d_lse None is 0."""
+    kept = {"output": output, "lse": lse, "d_output": d_output, "d_lse": d_lse}
+    specification, arrays = problem.flatten()
     return _differentiable_gradients(specification, backend, wanted, arrays, kept)
 
 
@@ -131,12 +132,10 @@ def _differentiable_gradients(
     kept: dict[str, Any],
 ) -> dict[str, Any]:
     problem = Problem.rebuild(specification, arrays)
-    lse, d_output = kept["lse"], kept["d_output"]
-    delta = _delta(kept["output"], d_output, kept.get("d_lse"), lse, problem.layout)
     names = tuple(name for name in wanted.names if name != "sinks")
-    found = kernel.backward(problem, d_output, lse, delta, names, backend) if names else {}
+    found = kernel.backward(problem, kept, names, backend) if names else {}
     if "sinks" in wanted.names:
-        found["sinks"] = _of_sinks(problem.sinks, lse, delta)
+        found["sinks"] = _of_sinks(problem.sinks, **kept)
     return found
 
 
@@ -154,7 +153,7 @@ def _again_backward(
     arrays, kept = saved
     problem = Problem.rebuild(specification, arrays)
     inputs = {name: a for name in _NAMES if (a := getattr(problem, name)) is not None}
-    upstream = {name: kept.get(name) for name in ("d_output", "d_lse")}
+    upstream = {name: kept[name] for name in ("d_output", "d_lse")}
 
     def plain(inputs: dict[str, Any], upstream: dict[str, Any]) -> dict[str, Any]:
         (output, lse), pull = jax.vjp(lambda a: own.attention(problem.replace(**a)), inputs)
@@ -189,24 +188,15 @@ def _in_order(found: dict[str, Any], specification: str, count: int) -> Arrays:
     return tuple(ordered)
 
 
-def _delta(output: Any, d_output: Any, d_lse: Any, lse: Any, layout: str) -> Any:
-    """Σ_e d_output · output − d_lse (*batch, H, Lq).
+def _of_sinks(sinks: Any, output: Any, lse: Any, d_output: Any, d_lse: Any) -> Any:
+    """−Σ p_sink · δ, (H,); not by the kernel, which knows no sums for each element of vmap.
 
     Where the output is 0 its gradient does not count: a query that sees nothing may well be
     padding, with a gradient that was never written.
     """
-    if output is None:
-        return jnp.zeros_like(lse)
-    if layout == "BLHD":  # summed as it lies in memory
-        output, d_output = output.swapaxes(-3, -2), d_output.swapaxes(-3, -2)
     product = output.astype(lse.dtype) * d_output.astype(lse.dtype)
     delta = jnp.where(output == 0, 0, product).sum(axis=-1)
-    delta = delta.swapaxes(-2, -1) if layout == "BLHD" else delta
-    return delta if d_lse is None else delta - d_lse
-
-
-def _of_sinks(sinks: Any, lse: Any, delta: Any) -> Any:
-    """−Σ p_sink · delta: (H,)."""
+    delta = delta if d_lse is None else delta - d_lse
     sink = sinks.astype(lse.dtype)[:, None]
     weight = jnp.where(sink == -jnp.inf, 0, jnp.exp(sink - lse))
     summed = (weight * delta).sum(axis=(*range(delta.ndim - 2), -1))

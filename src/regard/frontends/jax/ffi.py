@@ -53,16 +53,20 @@ def forward(problem: Problem) -> tuple[Any, Any]:
 
 
 def backward(
-    problem: Problem, d_output: Any, lse: Any, delta: Any, wanted: dict[str, tuple[int, ...]]
+    problem: Problem, kept: dict[str, Any], wanted: dict[str, tuple[int, ...]]
 ) -> dict[str, Any]:
-    """The gradients that `wanted` names with their shapes: query, key, value, bias."""
+    """The gradients that `wanted` names with their shapes: query, key, value, bias.
+
+    kept: output, lse, d_output and d_lse; None for an output or d_lse that is absent.
+    """
     layout = problem.layout
     dtypes = dict.fromkeys(("query", "key", "value"), problem.dtype)
     results = (
         *(_result(wanted.get(name), dtype, layout) for name, dtype in dtypes.items()),
         _result(wanted.get("bias"), problem.accumulation_dtype),
     )
-    operands = (*_operands(problem), _turned(d_output, layout), lse, delta)
+    more = (kept[name] for name in ("output", "lse", "d_output", "d_lse"))
+    operands = (*_operands(problem), *(_turned(_or_absent(array), layout) for array in more))
     *arrays, bias = _call("regard_xla_backward", problem, results, operands)
     found = {name: _turned(array, layout) for name, array in zip(dtypes, arrays, strict=True)}
     return {name: array for name, array in {**found, "bias": bias}.items() if name in wanted}
@@ -90,7 +94,11 @@ def _operands(problem: Problem) -> tuple[Any, ...]:
         None if problem.sinks is None else problem.sinks.astype(problem.accumulation_dtype),
         problem.dropout_seed,
     )
-    return tuple(_ABSENT if array is None else array for array in given)
+    return tuple(_or_absent(array) for array in given)
+
+
+def _or_absent(array: Any) -> Any:
+    return _ABSENT if array is None else array
 
 
 def _turned(array: Any, layout: str) -> Any:

@@ -42,34 +42,28 @@ def forward(problem: Problem, backend: str | None) -> tuple[Any, Any]:
 
 
 def backward(
-    problem: Problem,
-    d_output: Any,
-    lse: Any,
-    delta: Any,
-    wanted: tuple[str, ...],
-    backend: str | None,
+    problem: Problem, kept: dict[str, Any], wanted: tuple[str, ...], backend: str | None
 ) -> dict[str, Any]:
     """The gradients that `wanted` names, of query, key, value and bias, in the shapes of these.
 
-    delta is Σ_e d_output · output − d_lse, (*batch, H, Lq).
+    kept: output (None if the value alone wants a gradient), lse, d_output and d_lse (None: 0).
     """
 
-    def once(problem: Problem, d_output: Any, lse: Any, delta: Any) -> dict[str, Any]:
+    def once(problem: Problem, kept: dict[str, Any]) -> dict[str, Any]:
         flat, batch = _flattened(problem), problem.extent.batch
         shapes = {name: _full(getattr(flat, name), name, flat) for name in wanted}
-        d_output = _flat(d_output, problem, 3)
-        lse, delta = _flat(lse, problem, 2), _flat(delta, problem, 2)
+        kept = {name: _flat(a, problem, 2 if "lse" in name else 3) for name, a in kept.items()}
         found = (
-            ffi.backward(flat, d_output, lse, delta, shapes)
+            ffi.backward(flat, kept, shapes)
             if through_xla(backend)
-            else callback.backward(flat, d_output, lse, delta, shapes, backend)
+            else callback.backward(flat, kept, shapes, backend)
         )
         if "bias" in found:
             found["bias"] = _sum_to(found["bias"], problem)
         return {n: a if n == "bias" else _split(a, batch) for n, a in found.items()}
 
     own_bias = "bias" in wanted  # a gradient of it for each element that vmap maps
-    gradients: dict[str, Any] = _mapped(once, problem, own_bias)(d_output, lse, delta)
+    gradients: dict[str, Any] = _mapped(once, problem, own_bias)(kept)
     return {name: gradients[name].astype(getattr(problem, name).dtype) for name in wanted}
 
 
@@ -91,8 +85,8 @@ def _mapped(
         else:
             problem, mapped = (Problem.rebuild(specification, tuple(a)) for a in (own, flags))
             grown = _grown(problem, mapped, size, own_bias)
-            rest = (_repeated(a, flag, size) for a, flag in zip(arrays, more, strict=True))
-            found = run(grown, *rest)
+            whole = jax.tree.map(lambda a, flag: _repeated(a, flag, size), arrays, tuple(more))
+            found = run(grown, *whole)
         return found, jax.tree.map(lambda _: True, found)
 
     return lambda *arrays: run(own, *arrays)
