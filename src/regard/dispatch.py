@@ -10,9 +10,13 @@ import numpy.typing as npt
 
 from regard.errors import BackendError
 from regard.kernels import native, reference
+from regard.kernels.native import Prepared
 from regard.problem import Problem
 
-__all__ = ["Plan", "backward", "choose", "dense", "forward", "plan", "read_out", "score_block"]
+__all__ = [
+    *("Plan", "Prepared", "backward", "choose", "dense", "forward", "plan", "prepare"),
+    *("read_out", "score_block"),
+]
 
 BACKENDS = ("native", "reference")
 
@@ -83,6 +87,14 @@ def forward(problem: Problem, output: Any, lse: Any, backend: str | None = None)
         y, total = reference.forward(problem)
         _write(output, y)
         _write(lse, total)
+
+
+def prepare(problem: Problem, output: Any, backend: str | None = None) -> Prepared | None:
+    """`forward` for all problems that differ in addresses alone; None where there is no such way.
+
+    The problem has no other arrays than query, key and value.
+    """
+    return native.prepare(problem, output) if choose(backend)[0] == "native" else None
 
 
 def backward(

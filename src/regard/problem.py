@@ -67,6 +67,13 @@ class Problem:
         return self.key_heads if self.value is None else int(self.value.shape[-3])
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The output's shape as the caller's layout has it."""
+        *batch, heads, queries, _ = self.query.shape
+        rows = (heads, queries) if self.layout == "BHLD" else (queries, heads)
+        return (*batch, *rows, self.value_size)
+
+    @property
     def dtype(self) -> str:
         """The element type's plain name, one of DTYPES."""
         return dtype_name(self.query)

@@ -21,17 +21,20 @@ from regard.errors import BackendError
 from regard.kernels.structs import (
     ABI_VERSION,
     ABSENT,
+    ArrayForm,
+    ProblemForm,
     address,
     pack_array,
     pack_gradients,
     pack_problem,
     pack_read_outs,
+    readable,
 )
 from regard.problem import Problem
 
 __all__ = [
-    *("available", "backward", "forward", "isa", "isas", "read_out", "scores", "select_isa"),
-    *("threads", "xla_functions"),
+    *("Prepared", "available", "backward", "forward", "isa", "isas", "prepare", "read_out"),
+    *("scores", "select_isa", "threads", "xla_functions"),
 ]
 
 _OUT_OF_MEMORY = 2
@@ -82,6 +85,33 @@ def forward(problem: Problem, output: Any, lse: Any) -> None:
     packed, _alive = pack_problem(problem)
     out = ABSENT if output is None else pack_array(output)
     _check(_library().regard_forward(packed, out, address(lse)))
+
+
+class Prepared:
+    """`forward` for one problem and all others that differ from it in addresses alone.
+
+    Nothing in it changes, so threads may share it. It keeps no array of the problem's alive.
+    """
+
+    def __init__(self, problem_form: ProblemForm, output_form: ArrayForm) -> None:
+        self._pack_problem, self._pack_output = problem_form.pack, output_form.pack
+        self._call = _library().regard_forward
+
+    def forward(self, query: int, key: int, value: int, output: int, lse: int = 0) -> None:
+        """Write the output and, unless its address is 0, the log-sum-exp."""
+        packed = self._pack_problem(query, key, value)
+        status = self._call(packed, self._pack_output(output), lse)
+        if status:
+            _check(status)
+
+
+def prepare(problem: Problem, output: Any) -> Prepared | None:
+    """A problem without arrays but query, key and value; None if one must be copied to be read."""
+    given = (problem.query, problem.key, problem.value, output)
+    query, key, value, output = arrays = [readable(array) for array in given]
+    if any(address(here) != address(there) for here, there in zip(given, arrays, strict=True)):
+        return None
+    return Prepared(ProblemForm(problem, query, key, value), ArrayForm(output))
 
 
 def backward(

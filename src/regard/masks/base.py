@@ -33,6 +33,12 @@ class Mask:
         """The normal form for these sizes."""
         raise NotImplementedError
 
+    @functools.cached_property
+    def signature(self) -> tuple[Any, ...] | None:
+        """What tells the mask from others, hashable; None if that takes the values of an array."""
+        structure, arrays = flatten(self)
+        return None if arrays else structure
+
     def __and__(self, other: object) -> Mask:
         return Both(self, as_mask(other))
 
@@ -159,10 +165,9 @@ def visibility(mask: Mask | None, extent: Extent) -> Visibility:
     """The normal form of `mask` (None: everything); remembered where it holds no array."""
     if mask is None:
         return EVERYTHING
-    structure, arrays = flatten(mask)
-    if arrays:
+    if mask.signature is None:
         return mask.visibility(extent)
-    return _kept(structure, extent)
+    return _kept(mask.signature, extent)
 
 
 @functools.lru_cache(maxsize=32)

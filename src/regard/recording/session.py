@@ -190,7 +190,7 @@ class Session:
             self._muted = False
 
 
-_PATCHES = (interfaces.patch(Session._observer), own.patch(Session._observer))
+_PATCHES = (interfaces.patch(Session._observer), *own.patches(Session._observer))
 
 
 class _Frame:

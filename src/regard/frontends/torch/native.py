@@ -10,7 +10,13 @@ from torch import Tensor
 from regard import dispatch
 from regard.problem import Problem
 
-__all__ = ["backward", "forward", "log_sum_exp"]
+__all__ = ["backward", "empty_output", "forward", "log_sum_exp"]
+
+
+def empty_output(problem: Problem) -> Tensor:
+    """(B, H, Lq, E), in memory as the caller's layout has it."""
+    output: Tensor = problem.query.new_empty(problem.output_shape)
+    return output if problem.layout == "BHLD" else output.swapaxes(-3, -2)
 
 
 def forward(
@@ -23,12 +29,7 @@ def forward(
 
     fields: of read-outs of the same weights, to be filled too.
     """
-    extent, query = problem.extent, problem.query
-    if problem.layout == "BHLD":
-        output = query.new_empty((*extent.shape[:-1], problem.value_size))
-    else:
-        shape = (*extent.batch, extent.queries, extent.heads, problem.value_size)
-        output = query.new_empty(shape).swapaxes(-3, -2)
+    output = empty_output(problem)
     total = _new_lse(problem) if want_lse else None
     if fields:
         dispatch.read_out(problem, output, total, fields, backend)
