@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import regard
 from regard.cli.timing import Timing, alternate
 from regard.kernels import native
 
-__all__ = ["alternate", "machine", "ratio_line", "record", "save"]
+__all__ = ["alternate", "chosen", "machine", "ratio_line", "record", "save"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,6 +37,11 @@ def machine() -> dict[str, Any]:
         "regard": regard.__version__,
         "commit": commit.stdout.strip(),
     }
+
+
+def chosen(cases: list[Any]) -> list[Any]:
+    """Those cases whose first entry, the label, has every text of the command line in it."""
+    return [case for case in cases if all(text in case[0] for text in sys.argv[1:])]
 
 
 def save(name: str, rows: list[dict[str, Any]]) -> Path:
