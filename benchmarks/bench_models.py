@@ -1,6 +1,6 @@
 """How fast are whole Hugging Face models with Regard's attention, beside PyTorch's?
 
-    python benchmarks/bench_models.py [TEXT …]     only the cases whose label has every TEXT
+    python benchmarks/bench_models.py [TEXT …]     # the cases whose label has every TEXT
 
 Random weights of BERT-base's and GPT-2's size, batch 1. Writes benchmarks/results/models.json.
 """
