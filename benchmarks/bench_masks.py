@@ -2,7 +2,8 @@
 
     python benchmarks/bench_masks.py [TEXT …]     # the cases whose label has every TEXT
 
-Beside PyTorch's fused attention with the dense mask, and its compiled FlexAttention. Writes benchmarks/results/masks.json.
+Beside PyTorch's fused attention with the dense mask, and its compiled FlexAttention. Writes
+benchmarks/results/masks.json.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ import torch
 from harness import alternate, chosen, record, save
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
+import regard.huggingface  # noqa: F401 - registers the implementation "regard"
+
 MODELS: dict[str, Callable[[], Any]] = {
     "BERT-base": lambda: BertModel(BertConfig(max_position_embeddings=1024)),
     "GPT-2": lambda: GPT2Model(GPT2Config(use_cache=False)),
