@@ -10,6 +10,8 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
+constexpr int64_t kTileKeys = kDepth;
+
 // Fewer queries or keys leave too much of a tile empty.
 inline bool backward_pays(const regard_problem &p) {
   if (p.dtype != REGARD_BFLOAT16 || !(p.scale > 0)) return false;
@@ -58,7 +60,7 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
 
   // Other work could go between products; there is none (see benchmarks/ladder.md).
   struct Nothing {
-    void run(int) {}
+    void run() {}
   };
 
   // Values as keys, gradients of outputs as queries: what packs the ones packs the others.

@@ -56,7 +56,7 @@ class MatrixBlock {
  private:
   // Nothing goes on between the products.
   struct Alone {
-    void run(int) {}
+    void run() {}
   };
 
   void pack(int64_t slice) {
