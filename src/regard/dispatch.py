@@ -14,8 +14,16 @@ from regard.kernels.native import Prepared
 from regard.problem import Problem
 
 __all__ = [
-    *("Plan", "Prepared", "backward", "choose", "dense", "forward", "plan", "prepare"),
-    *("read_out", "score_block"),
+    "Plan",
+    "Prepared",
+    "backward",
+    "choose",
+    "dense",
+    "forward",
+    "plan",
+    "prepare",
+    "read_out",
+    "score_block",
 ]
 
 BACKENDS = ("native", "reference")

@@ -33,8 +33,18 @@ from regard.kernels.structs import (
 from regard.problem import Problem
 
 __all__ = [
-    *("Prepared", "available", "backward", "forward", "isa", "isas", "prepare", "read_out"),
-    *("scores", "select_isa", "threads", "xla_functions"),
+    "Prepared",
+    "available",
+    "backward",
+    "forward",
+    "isa",
+    "isas",
+    "prepare",
+    "read_out",
+    "scores",
+    "select_isa",
+    "threads",
+    "xla_functions",
 ]
 
 _OUT_OF_MEMORY = 2

@@ -12,8 +12,16 @@ from regard.masks import Extent
 from regard.readouts.base import Array, Dense, Edges, ReadOut, TopK, whole
 
 __all__ = [
-    *("Distance", "DistanceBins", "EffectiveKeys", "Entropy", "Mass", "MaxScore", "MaxWeight"),
-    *("Offsets", "Threshold", "TopKeys"),
+    "Distance",
+    "DistanceBins",
+    "EffectiveKeys",
+    "Entropy",
+    "Mass",
+    "MaxScore",
+    "MaxWeight",
+    "Offsets",
+    "Threshold",
+    "TopKeys",
 ]
 
 

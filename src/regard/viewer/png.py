@@ -25,4 +25,4 @@ def encode(pixels: NDArray[np.uint8]) -> bytes:
 
 def _chunk(name: bytes, content: bytes) -> bytes:
     check = zlib.crc32(name + content)
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+    return b"".join((struct.pack(">I", len(content)), name, content, struct.pack(">I", check)))
