@@ -99,6 +99,7 @@ bool valid(const regard_problem *p) {
   if (p->value_heads != p->key_heads && p->value_heads != p->heads) return false;
   if (p->head_size < 0 || p->value_size < 0 || p->keys > INT32_MAX) return false;
   if (!floating(p->dtype)) return false;
+  if (p->precision != REGARD_HIGHEST && p->precision != REGARD_HIGH) return false;
   if (p->bias.data && p->bias_dtype != p->dtype && p->bias_dtype != REGARD_FLOAT32) return false;
   if (p->intervals.data && p->intervals.count < 1) return false;
   if (!(p->softcap >= 0) || !(p->dropout >= 0 && p->dropout < 1) || p->threads < 0) return false;

@@ -128,6 +128,11 @@ REFUSED = {
         errors.OptionError,
         "layout='LBHD'.*BHLD",
     ),
+    "precision": (
+        lambda: regard.attention(Q, K, V, precision="medium"),
+        errors.OptionError,
+        "precision='medium'.*highest",
+    ),
     "backend": (
         lambda: regard.attention(Q, K, V, backend="cuda"),
         errors.BackendError,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
 
 import regard
 from conftest import ISAS
-from problems import allowed, arrays, error, plain_error, truth
+from problems import allowed, arrays, error, plain_error, problem, truth
 from regard.kernels import native
-from regard.problem import make
-from test_native import check, run
+from regard.problem import Problem, make
+from test_native import HEAD_SIZES, LENGTHS, MASKS, run
 
 pytestmark = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no AMX")
 
-DTYPES = ["bfloat16", "float16"]
+KINDS = [("bfloat16", "highest"), ("float16", "highest"), ("float32", "high")]
+# float32 has 24 bits, and its products 16 at precision "high".
+FACTORS = {None: 2, "highest": 2, "high": 2 * 2**8}
+HIGH = {"dtype": "float32", "precision": "high"}
 
 
 @pytest.fixture(autouse=True)
@@ -22,28 +27,89 @@ def amx():
     native.select_isa("amx")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+def check(prob: Problem, clean: Problem | None = None) -> None:
+    """`clean`: the same problem without what nobody should notice."""
+    y, lse = run(prob)
+    clean = clean or prob
+    exact, total = truth(clean)
+    factor = FACTORS[prob.precision]
+    assert error(y, exact) <= allowed(plain_error(clean, exact), exact, prob.dtype, factor)
+    assert error(lse, total) <= 2e-5 * max(1, np.abs(total[np.isfinite(total)]).max(initial=0))
+
+
+def options(rng: np.random.Generator, heads: int, keys: int) -> dict[str, object]:
+    return {
+        "bias": rng.standard_normal((heads, 1, keys)).astype(np.float32),
+        "sinks": rng.standard_normal(heads).astype(np.float32),
+        "softcap": 3.0,
+    }
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_split_products_of_ragged_lengths(lengths):
+    for mask in (None, regard.causal("lower_right")):
+        check(problem(np.random.default_rng(0), (1, 2, 1, *lengths, 40, 24), mask=mask, **HIGH))
+
+
+@pytest.mark.parametrize("size", HEAD_SIZES)
+def test_split_products_of_head_sizes(size):
+    other = HEAD_SIZES[-1 - HEAD_SIZES.index(size)]
+    check(problem(np.random.default_rng(size), (1, 2, 2, 70, 131, size, other), **HIGH))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_split_products_and_masks(mask):
+    rng = np.random.default_rng(1)
+    made = MASKS[mask](3, 4, 67, 201)
+    check(problem(rng, (3, 4, 2, 67, 201, 32, 32), mask=made, **HIGH))
+    check(problem(rng, (3, 4, 2, 67, 201, 32, 32), mask=made, **HIGH, **options(rng, 4, 201)))
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_dropout_and_values_of_each_head(dtype, precision):
+    rng = np.random.default_rng(4)
+    q, k, _ = arrays(rng, (2, 6, 2, 40, 50, 16, 16), dtype)
+    value = rng.standard_normal((2, 6, 50, 12)).astype(q.dtype)
+    check(make(q, k, value, dropout_p=0.3, dropout_seed=5, precision=precision))
+
+
+def test_split_products_are_close_but_not_the_same_and_only_where_they_are_asked_for():
+    q, k, v = arrays(np.random.default_rng(0), (1, 2, 2, 300, 300, 64, 64))
+    exact = run(make(q, k, v))[0]
+    close = run(make(q, k, v, precision="high"))[0]
+    assert 1e-7 < np.abs(close - exact).max() < 2e-5
+    native.select_isa("avx512")
+    np.testing.assert_array_equal(run(make(q, k, v, precision="high"))[0], exact)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_the_same_bits_for_any_number_of_threads(dtype, precision):
+    rng = np.random.default_rng(0)
+    openmp = ctypes.CDLL("libgomp.so.1")
+    before, seen = openmp.omp_get_max_threads(), set()
+    shape = (1, 8, 4, 100, 300, 64, 64)
+    prob = problem(rng, shape, dtype, precision=precision, mask=regard.causal(200))
+    try:
+        for n in range(8):
+            openmp.omp_set_num_threads(1 + n % 4)
+            seen.add(b"".join(array.tobytes() for array in run(prob)))
+    finally:
+        openmp.omp_set_num_threads(before)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
 @pytest.mark.parametrize("queries", [3, 90])
-def test_blocks_that_hidden_nan_spoils_are_done_again(dtype, queries):
+def test_blocks_that_hidden_nan_spoils_are_done_again(dtype, precision, queries):
     rng = np.random.default_rng(1)
     q, k, v = arrays(rng, (2, 12, 2, queries, 150, 40, 24), dtype)
     keep = rng.random((2, 150)) < 0.8
-    options = {
-        "bias": rng.standard_normal((12, 1, 150)).astype(np.float32),
-        "sinks": rng.standard_normal(12).astype(np.float32),
-        "softcap": 3.0,
-    }
-    for extra in ({}, {"dropout_p": 0.2, "dropout_seed": 3}, options):
-        extra["mask"] = regard.keys(keep) & regard.causal(70)
-        clean = make(q, k, v, **extra)
-        hidden = ~keep[:, None, :, None]
-        bad_k, bad_v = (
-            np.where(hidden, np.full_like(a, x), a) for a, x in ((k, np.nan), (v, np.inf))
-        )
-        y, lse = run(make(q, bad_k, bad_v, **extra))
-        exact, total = truth(clean)
-        assert error(y, exact) <= allowed(plain_error(clean, exact), exact, dtype)
-        assert error(lse, total) <= 2e-5
+    hidden = ~keep[:, None, :, None]
+    bad = (np.where(hidden, np.full_like(a, x), a) for a, x in ((k, np.nan), (v, np.inf)))
+    bad_k, bad_v = bad
+    for extra in ({}, {"dropout_p": 0.2, "dropout_seed": 3}, options(rng, 12, 150)):
+        extra |= {"mask": regard.keys(keep) & regard.causal(70), "precision": precision}
+        check(make(q, bad_k, bad_v, **extra), make(q, k, v, **extra))
 
 
 @pytest.mark.parametrize("size", [2.0**-13, 1.0, 65504.0])
@@ -55,16 +121,28 @@ def test_float16_of_any_size(size):
     check(make(q, k, v, scale=0.5 / size**2))
 
 
-def test_infinite_values_arrive_as_they_are():
-    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 70, 90, 40, 40), "float16")
+def test_float32_of_any_size():
+    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 70, 90, 40, 40))
+    for size in (1e-17, 1e17):
+        check(make(q * size, k * size, v / size, scale=0.2 / size**2, precision="high"))
+    # Lower parts are subnormal: what is left has the precision of bfloat16.
+    tiny = np.float32(2.0**-115)
+    y, _ = run(make(q, k, v * tiny, precision="high"))
+    exact = truth(make(q, k, v * tiny))[0]
+    assert 2**-16 < error(y, exact) / np.abs(exact).max() < 2**-8
+    # The largest float32 has no bfloat16 above it.
+    v[..., 3, :] = np.finfo(np.float32).max
+    check(make(q, k, v, precision="high", scale=1.0))
+
+
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_infinite_elements_arrive_as_they_are(dtype, precision):
+    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 70, 90, 40, 40), dtype)
     v[..., 3, 5], v[..., 4, 6] = np.inf, np.nan
-    y, _ = run(make(q, k, v))
-    expected = truth(make(q, k, v))[0]
-    np.testing.assert_array_equal(np.isinf(y), np.isinf(expected))
-    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
-    k[..., 7, :] = -np.inf * np.sign(q[0, 0, 0])
-    y, lse = run(make(q, k, v[..., :5]))
-    expected, total = truth(make(q, k, v[..., :5]))
-    np.testing.assert_array_equal(np.isfinite(y), np.isfinite(expected))
+    k[..., 7, :] = np.where(q[0, 0, 0] > 0, -np.inf, np.inf)
+    y, lse = run(make(q, k, v, precision=precision))
+    exact, total = truth(make(q, k, v))
+    np.testing.assert_array_equal(np.isinf(y), np.isinf(exact))
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(exact))
     np.testing.assert_array_equal(np.isfinite(lse), np.isfinite(total))
     assert np.isfinite(lse[0, 0, 0])

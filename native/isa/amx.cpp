@@ -1,5 +1,5 @@
-// AVX-512 with AMX: the matrix unit multiplies tiles of bfloat16. All else is left to
-// AVX-512.
+// AVX-512 with AMX: the matrix unit multiplies tiles of bfloat16, and of what is a sum of few of
+// them. All else is left to AVX-512.
 #include "isa/prelude.h"
 
 #if defined(__x86_64__)
@@ -33,8 +33,7 @@ namespace amx {
 int forward_or_avx512(const regard_problem &p, const regard_array &output, void *lse) {
   if (!pays(p)) return avx512_kernels.forward(p, output, lse);
   auto *sums = static_cast<float *>(lse);
-  return p.dtype == REGARD_BFLOAT16 ? Pipeline<1>(p, output, sums).run()
-                                    : Pipeline<2>(p, output, sums).run();
+  return parts_of(p) == 1 ? Pipeline<1>(p, output, sums).run() : Pipeline<2>(p, output, sums).run();
 }
 int backward_or_avx512(const regard_problem &p, const regard_gradients &gradients) {
   if (!backward_pays(p)) return avx512_kernels.backward(p, gradients);

@@ -12,6 +12,12 @@ Options that all of them take:
     softcap   scores become softcap · tanh(scores / softcap), after scale, before bias and mask
     sinks     (H,) scores of a sink that joins the softmax's denominator and has no value
     layout    "BHLD", or "BLHD" for arrays (B, L, heads, size); views, no copies
+    precision "high" lets a processor with AMX split float32 into two bfloat16, which is faster: a
+              product is off by up to 2⁻¹⁶ of its size (by more for elements below 2⁻¹¹⁰, and those
+              below 2⁻¹²⁶ count as 0), and weights by as much as their scores are. It holds for
+              outputs and log-sum-exps; gradients and other types take no notice, nor do other
+              processors. None: PyTorch's setting torch.set_float32_matmul_precision, "highest"
+              unless changed ("medium" counts as "high"); for NumPy "highest"
     backend   None chooses; "native", "reference" or, for tensors, "torch" (PyTorch's own
               attention) by name never falls back in silence
 
@@ -44,6 +50,7 @@ def attention(
     dropout_p: float = 0.0,
     dropout_seed: int | None = None,
     layout: str = "BHLD",
+    precision: str | None = None,
     backend: str | None = None,
 ) -> Any:
     """Exact attention, softmax(scale · query keyᵀ + bias) value, in memory linear in length.
@@ -65,7 +72,7 @@ def attention(
     Source: Vaswani et al., "Attention Is All You Need" (2017); computed tile by tile with an online
     softmax as in Dao et al., "FlashAttention" (2022).
     """
-    if bias is None and sinks is None and dropout_seed is None and not dropout_p:
+    if bias is sinks is dropout_seed is precision is None and not dropout_p:
         output = repeat(query, key, value, mask, scale, softcap, layout, backend)
         if output is not None:
             return output
@@ -82,6 +89,7 @@ def attention(
         dropout_p=dropout_p,
         dropout_seed=dropout_seed,
         layout=layout,
+        precision=precision,
     )
     return front.attention(problem, backend)
 
@@ -96,6 +104,7 @@ def weights(
     softcap: float | None = None,
     sinks: Any = None,
     layout: str = "BHLD",
+    precision: str | None = None,
     backend: str | None = None,
 ) -> AttentionWeights:
     """The attention weights (B, H, Lq, Lk) as a lazy linear operator: `weights(q, k) @ v`.
@@ -119,6 +128,7 @@ def weights(
         softcap=softcap,
         sinks=sinks,
         layout=layout,
+        precision=precision,
     )
     return AttentionWeights(problem, front, backend)
 

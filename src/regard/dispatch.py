@@ -79,6 +79,8 @@ def plan(problem: Problem, backend: str | None) -> Plan:
     if name == "native":
         details["runs on"] = f"{native.isa()}, {native.threads()} threads"
         details["memory"] = "linear in length"
+        if problem.precision == "high" and problem.dtype == "float32":
+            details["precision"] = _describe_precision(native.isa())
     else:
         details["runs on"] = "NumPy, float64"
         details["memory"] = "quadratic in length"
@@ -164,6 +166,12 @@ def _describe_mask(problem: Problem) -> str:
     if seen.dense is not None:
         parts.append(f"a dense array {seen.dense.shape}")
     return f"{shown}: {' and '.join(parts) or 'hides nothing'}"
+
+
+def _describe_precision(isa: str) -> str:
+    if isa != "amx":
+        return f"high is allowed, but changes nothing on {isa}"
+    return "high: products of two parts in bfloat16, off by up to 2⁻¹⁶ (where 16 rows share keys)"
 
 
 def _write(target: Any, result: npt.NDArray[Any] | None) -> None:

@@ -18,10 +18,11 @@ from regard._arrays import dtype_name
 from regard.errors import DtypeError, OptionError, ShapeError
 from regard.masks import Extent, Mask, Visibility, as_mask, flatten, rebuild, visibility
 
-__all__ = ["DTYPES", "LAYOUTS", "Problem", "make"]
+__all__ = ["DTYPES", "LAYOUTS", "PRECISIONS", "Problem", "make"]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 LAYOUTS = ("BHLD", "BLHD")
+PRECISIONS = (None, "highest", "high")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Problem:
     dropout_p: float  # 0: none
     dropout_seed: Any  # an integer, an array () of one, or None
     layout: str  # how the caller holds its arrays, and wants the output
+    precision: str | None  # "high": the forward's float32 products may be off by 2⁻¹⁶
 
     @property
     def extent(self) -> Extent:
@@ -115,21 +117,20 @@ class Problem:
         # In hexadecimal since that is exact, and makes torch.compile settle a number left open.
         numbers = tuple(number.hex() for number in (self.scale, self.softcap, self.dropout_p))
         arrays = tuple(a for a, here in zip(fixed, present, strict=True) if here)
-        return repr((present, structure, numbers, seed, self.layout)), arrays + mask_arrays
+        specification = (present, structure, numbers, seed, self.layout, self.precision)
+        return repr(specification), arrays + mask_arrays
 
     @staticmethod
     def rebuild(specification: str, arrays: tuple[Any, ...]) -> Problem:
         """The problem that `flatten` took apart."""
-        present, structure, numbers, seed, layout = ast.literal_eval(specification)
+        present, structure, numbers, seed, *how = ast.literal_eval(specification)
         rest = iter(arrays)
         *fixed, seed_array = (next(rest) if here else None for here in present)
         mask = None if structure is None else rebuild(structure, tuple(rest))
         query, key, value, bias, sinks = fixed
         scale, softcap, dropout_p = map(float.fromhex, numbers)
         seed = seed if seed_array is None else seed_array
-        return Problem(
-            query, key, value, mask, bias, sinks, scale, softcap, dropout_p, seed, layout
-        )
+        return Problem(query, key, value, mask, bias, sinks, scale, softcap, dropout_p, seed, *how)
 
 
 def make(
@@ -145,6 +146,7 @@ def make(
     dropout_p: float = 0.0,
     dropout_seed: Any = None,
     layout: str = "BHLD",
+    precision: str | None = None,
 ) -> Problem:
     """Check everything that can be seen without reading an array's elements, and normalise it.
 
@@ -154,6 +156,8 @@ def make(
     """
     if layout not in LAYOUTS:
         raise OptionError(f"layout={layout!r}", '"BHLD" or "BLHD"')
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision={precision!r}", '"highest", "high" or None')
     _check_rank(query, key, value)
     if layout == "BLHD":
         query, key, value = (a if a is None else a.swapaxes(-3, -2) for a in (query, key, value))
@@ -171,6 +175,7 @@ def make(
         dropout_p=_dropout(dropout_p),
         dropout_seed=_seed(dropout_seed),
         layout=layout,
+        precision=precision,
     )
     _check_bias(problem)
     if sinks is not None and tuple(sinks.shape) != (problem.extent.heads,):

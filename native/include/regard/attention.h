@@ -28,6 +28,10 @@ enum regard_dtype {
   REGARD_BFLOAT16 = 3
 };
 
+// How float32 is multiplied; other types take no notice. High: a product may be off by 2^-16 of its
+// size, as a sum of three products of bfloat16, where that is faster. Gradients are always highest.
+enum regard_precision { REGARD_HIGHEST = 0, REGARD_HIGH = 1 };
+
 enum regard_status {
   REGARD_OK = 0,
   REGARD_BAD_ARGUMENT = 1,
@@ -75,7 +79,7 @@ typedef struct {
   int32_t dtype;       // of query, key, value, output and their gradients
   int32_t bias_dtype;  // dtype, or REGARD_FLOAT32
   int32_t threads;     // 0: as many as OpenMP would use
-  int32_t reserved;
+  int32_t precision;   // regard_precision
 } regard_problem;
 
 // output (B, H, Lq, E) and lse (B, H, Lq), contiguous, of the accumulation type, natural logarithm,

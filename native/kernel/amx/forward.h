@@ -29,9 +29,7 @@ constexpr float kBounded = 60;
 
 // Fewer rows than a tile of the matrix unit leave too much of it empty.
 inline bool pays(const regard_problem &p) {
-  if ((p.dtype != REGARD_BFLOAT16 && p.dtype != REGARD_FLOAT16) || !(p.scale > 0) ||
-      p.head_size == 0)
-    return false;
+  if (parts_of(p) == 0 || !(p.scale > 0) || p.head_size == 0) return false;
   return Cut<float>(p, kBlockRows).heads * p.queries >= kTileRows;
 }
 

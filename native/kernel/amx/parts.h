@@ -13,6 +13,20 @@ namespace REGARD_NAMESPACE {
 // Depth of a tile: elements of a row of the left side.
 constexpr int64_t kDepth = kTileBytes / sizeof(uint16_t);
 
+// How many parts the elements of a problem have on the matrix unit; 0: they are not for it.
+inline int parts_of(const regard_problem &p) {
+  switch (p.dtype) {
+    case REGARD_BFLOAT16:
+      return 1;
+    case REGARD_FLOAT16:
+      return 2;
+    case REGARD_FLOAT32:
+      return p.precision == REGARD_HIGH ? 2 : 0;
+    default:
+      return 0;
+  }
+}
+
 // Of kDepth elements; the higher one first.
 template <int kParts>
 struct Parts {

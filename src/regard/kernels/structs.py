@@ -58,6 +58,7 @@ _NO_ARRAY, _NO_GRID = (0, 0, 0, 0), (0, 0, 0, 0, 0)
 ABSENT = _OPEN_ARRAY.pack(0, b"")
 
 _DTYPE_CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+_PRECISION_CODES = {None: 0, "highest": 0, "high": 1}
 
 
 class ArrayForm:
@@ -105,7 +106,7 @@ class ProblemForm:
             address(sinks),
             _DTYPE_CODES[problem.dtype],
             0 if bias is None else _DTYPE_CODES[dtype_name(bias)],
-            *(0, 0),
+            *(0, _PRECISION_CODES[problem.precision]),
         )
 
     def pack(self, query: int, key: int, value: int) -> bytes:

@@ -169,7 +169,7 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 def plan(problem: Problem, backend: str | None) -> dispatch.Plan:
     """What would compute the problem."""
     if not _elsewhere(problem, backend):
-        return dispatch.plan(problem, backend)
+        return dispatch.plan(native.settled(problem), backend)
     device = problem.query.device
     how = "scaled_dot_product_attention" if own.fused(problem) else "the plain expression"
     details = {

@@ -10,7 +10,7 @@ from torch import Tensor
 from regard import dispatch
 from regard.problem import Problem
 
-__all__ = ["backward", "empty_output", "forward", "log_sum_exp"]
+__all__ = ["backward", "empty_output", "forward", "log_sum_exp", "settled"]
 
 
 def empty_output(problem: Problem) -> Tensor:
@@ -31,6 +31,7 @@ def forward(
     """
     output = empty_output(problem)
     total = _new_lse(problem) if want_lse else None
+    problem = settled(problem)
     if fields:
         dispatch.read_out(problem, output, total, fields, backend)
     else:
@@ -41,7 +42,7 @@ def forward(
 def log_sum_exp(problem: Problem, backend: str | None) -> Tensor:
     """(B, H, Lq) in the accumulation type."""
     total = _new_lse(problem)
-    dispatch.forward(problem.replace(value=None), None, total, backend)
+    dispatch.forward(settled(problem.replace(value=None)), None, total, backend)
     return total
 
 
@@ -74,6 +75,13 @@ def backward(
         for name, array in zip(names, arrays, strict=True)
     )
     return tuple(found)
+
+
+def settled(problem: Problem) -> Problem:
+    """With PyTorch's own precision, of the moment when it computes, where the call names none."""
+    if problem.precision is None and torch.get_float32_matmul_precision() != "highest":
+        return problem.replace(precision="high")
+    return problem
 
 
 def _new_lse(problem: Problem) -> Tensor:

@@ -16,13 +16,14 @@ _modes = torch._C._len_torch_dispatch_stack
 _trace = torch._C._get_tracing_state
 _transform = torch._C._functorch.peek_interpreter_stack
 _dispatch_keys = torch._C._dispatch_keys
+_precision = torch.get_float32_matmul_precision
 
 
 def signature(query: Any, key: Any, value: Any) -> tuple[Any, ...] | None:
     """All that a call depends on but addresses and elements; None where they are not plain.
 
-    Plain: in main memory, not standing for other tensors, and nobody traces, transforms or
-    differentiates.
+    Plain: in main memory, not standing for other tensors, nobody traces, transforms or
+    differentiates, and PyTorch's setting asks for full precision.
     """
     if (
         _is_compiling()
@@ -34,6 +35,7 @@ def signature(query: Any, key: Any, value: Any) -> tuple[Any, ...] | None:
         or _trace() is not None
         or _transform() is not None
         or torch.autograd.forward_ad._current_level >= 0
+        or _precision() != "highest"
     ):
         return None
     if torch.is_grad_enabled() and (
