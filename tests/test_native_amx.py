@@ -54,21 +54,21 @@ def test_split_products_of_ragged_lengths(lengths):
 @pytest.mark.parametrize("size", HEAD_SIZES)
 def test_split_products_of_head_sizes(size):
     other = HEAD_SIZES[-1 - HEAD_SIZES.index(size)]
-    check(problem(np.random.default_rng(size), (1, 2, 2, 70, 131, size, other), **HIGH))
+    check(problem(np.random.default_rng(size), (1, 2, 2, 100, 131, size, other), **HIGH))
 
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_split_products_and_masks(mask):
     rng = np.random.default_rng(1)
-    made = MASKS[mask](3, 4, 67, 201)
-    check(problem(rng, (3, 4, 2, 67, 201, 32, 32), mask=made, **HIGH))
-    check(problem(rng, (3, 4, 2, 67, 201, 32, 32), mask=made, **HIGH, **options(rng, 4, 201)))
+    made = MASKS[mask](3, 4, 101, 201)
+    check(problem(rng, (3, 4, 2, 101, 201, 32, 32), mask=made, **HIGH))
+    check(problem(rng, (3, 4, 2, 101, 201, 32, 32), mask=made, **HIGH, **options(rng, 4, 201)))
 
 
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
 def test_dropout_and_values_of_each_head(dtype, precision):
     rng = np.random.default_rng(4)
-    q, k, _ = arrays(rng, (2, 6, 2, 40, 50, 16, 16), dtype)
+    q, k, _ = arrays(rng, (2, 6, 2, 105, 50, 16, 16), dtype)
     value = rng.standard_normal((2, 6, 50, 12)).astype(q.dtype)
     check(make(q, k, value, dropout_p=0.3, dropout_seed=5, precision=precision))
 
@@ -99,7 +99,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype, precision):
 
 
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
-@pytest.mark.parametrize("queries", [3, 90])
+@pytest.mark.parametrize("queries", [3, 17, 109])
 def test_blocks_that_hidden_nan_spoils_are_done_again(dtype, precision, queries):
     rng = np.random.default_rng(1)
     q, k, v = arrays(rng, (2, 12, 2, queries, 150, 40, 24), dtype)
@@ -116,13 +116,13 @@ def test_blocks_that_hidden_nan_spoils_are_done_again(dtype, precision, queries)
 def test_float16_of_any_size(size):
     """From subnormal halves, whose parts are no subnormals, to the largest."""
     rng = np.random.default_rng(0)
-    q, k, v = (rng.integers(-2047, 2048, (1, 2, n, 40)) / 2047 for n in (70, 90, 90))
+    q, k, v = (rng.integers(-2047, 2048, (1, 2, n, 40)) / 2047 for n in (100, 90, 90))
     q, k, v = ((a * size).astype(np.float16) for a in (q, k, v))
     check(make(q, k, v, scale=0.5 / size**2))
 
 
 def test_float32_of_any_size():
-    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 70, 90, 40, 40))
+    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 100, 90, 40, 40))
     for size in (1e-17, 1e17):
         check(make(q * size, k * size, v / size, scale=0.2 / size**2, precision="high"))
     # Lower parts are subnormal: what is left has the precision of bfloat16.
@@ -132,12 +132,12 @@ def test_float32_of_any_size():
     assert 2**-16 < error(y, exact) / np.abs(exact).max() < 2**-8
     # The largest float32 has no bfloat16 above it.
     v[..., 3, :] = np.finfo(np.float32).max
-    check(make(q, k, v, precision="high", scale=1.0))
+    np.testing.assert_array_equal(run(make(q, k, v, precision="high"))[0], run(make(q, k, v))[0])
 
 
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
 def test_infinite_elements_arrive_as_they_are(dtype, precision):
-    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 70, 90, 40, 40), dtype)
+    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 100, 90, 40, 40), dtype)
     v[..., 3, 5], v[..., 4, 6] = np.inf, np.nan
     k[..., 7, :] = np.where(q[0, 0, 0] > 0, -np.inf, np.inf)
     y, lse = run(make(q, k, v, precision=precision))

@@ -23,7 +23,7 @@ def setting():
 
 def tensors(**options) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(1, 2, 70, 40, generator=generator, **options) for _ in range(3)]
+    return [torch.randn(1, 2, 100, 40, generator=generator, **options) for _ in range(3)]
 
 
 def test_a_problem_keeps_its_precision_through_a_tracer():

@@ -12,10 +12,10 @@ Options that all of them take:
     softcap   scores become softcap · tanh(scores / softcap), after scale, before bias and mask
     sinks     (H,) scores of a sink that joins the softmax's denominator and has no value
     layout    "BHLD", or "BLHD" for arrays (B, L, heads, size); views, no copies
-    precision "high" lets a processor with AMX split float32 into two bfloat16, which is faster: a
-              product is off by up to 2⁻¹⁶ of its size (by more for elements below 2⁻¹¹⁰, and those
-              below 2⁻¹²⁶ count as 0), and weights by as much as their scores are. It holds for
-              outputs and log-sum-exps; gradients and other types take no notice, nor do other
+    precision "high" lets a processor with AMX split float32 into two bfloat16, which is faster:
+              products are off by about 2⁻¹⁶ of their size (of elements below 2⁻¹¹⁰ by more, and
+              those below 2⁻¹²⁶ count as 0), and weights by as much as their scores are. It holds
+              for outputs and log-sum-exps; gradients and other types take no notice, nor do other
               processors. None: PyTorch's setting torch.set_float32_matmul_precision, "highest"
               unless changed ("medium" counts as "high"); for NumPy "highest"
     backend   None chooses; "native", "reference" or, for tensors, "torch" (PyTorch's own

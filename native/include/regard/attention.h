@@ -28,8 +28,8 @@ enum regard_dtype {
   REGARD_BFLOAT16 = 3
 };
 
-// How float32 is multiplied; other types take no notice. High: a product may be off by 2^-16 of its
-// size, as a sum of three products of bfloat16, where that is faster. Gradients are always highest.
+// How float32 is multiplied; other types take no notice. High: products may be off by about 2^-16
+// of their size, as sums of three products of bfloat16, where that is faster. Not for gradients.
 enum regard_precision { REGARD_HIGHEST = 0, REGARD_HIGH = 1 };
 
 enum regard_status {

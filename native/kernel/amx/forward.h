@@ -27,10 +27,12 @@ static_assert(kBlockRows * kRoundKeys * kGroupRounds <= kTileSize<float>, "as Si
 // sums lie far inside the range of float32 and of bfloat16.
 constexpr float kBounded = 60;
 
-// Fewer rows than a tile of the matrix unit leave too much of it empty.
+// Fewer rows than a tile of the matrix unit leave too much of it empty, and splitting keys and
+// values takes more rows to pay.
 inline bool pays(const regard_problem &p) {
   if (parts_of(p) == 0 || !(p.scale > 0) || p.head_size == 0) return false;
-  return Cut<float>(p, kBlockRows).heads * p.queries >= kTileRows;
+  const int least = parts_of(p) == 1 ? kTileRows : 6 * kTileRows;
+  return Cut<float>(p, kBlockRows).heads * p.queries >= least;
 }
 
 template <int kParts>

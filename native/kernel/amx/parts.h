@@ -1,9 +1,9 @@
 // Elements as sums of bfloat16, which the matrix unit multiplies: a bfloat16 is one part; a float16
 // is exactly two, and a float32 two but for 2^-17 of it.
 //
-// Of two such sums the products of parts are added up but for that of both lower parts, which is
-// within 2^-18 of the whole. Lower parts below 1.2e-38 count as zero: no float16 has any, and a
-// float32 below 2^-110 keeps 8 bits of its mantissa.
+// Of two such sums the products of parts are added up but for that of both lower parts, which is at
+// most 2^-16 of the whole, and mostly much less. Lower parts below 1.2e-38 count as zero: no
+// float16 has any, and a float32 below 2^-110 keeps 8 bits of its mantissa.
 #ifndef REGARD_KERNEL_AMX_PARTS_H
 #define REGARD_KERNEL_AMX_PARTS_H
 
@@ -40,6 +40,13 @@ REGARD_INLINE F even_of(__m512i pairs) {
 REGARD_INLINE F odd_of(__m512i pairs) {
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   return {_mm512_castsi512_ps(_mm512_and_si512(pairs, high))};
+}
+
+// The upper halves of two vectors of float, interleaved: their upper parts, cut.
+REGARD_INLINE __m512i upper_pairs(__m512i even, __m512i odd) {
+  constexpr int kFirstOrBothOthers = 0xf8;
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return _mm512_ternarylogic_epi32(_mm512_srli_epi32(even, 16), odd, high, kFirstOrBothOthers);
 }
 
 // Elements of two vectors, one after another.

@@ -125,13 +125,10 @@ class Weigher {
       odd = odd * load(factors_ + width_);
       factors_ += 2 * width_;
     }
-    if (kParts > 1 || factors_) {
-      const __m512i pairs = pair_bfloat16(even, odd);
-      _mm512_storeu_si512(to_, pairs);
-      if constexpr (kParts > 1) {
-        const __m512i rest = pair_bfloat16(even - even_of(pairs), odd - odd_of(pairs));
-        _mm512_storeu_si512(to_ + part_, rest);
-      }
+    if constexpr (kParts > 1) {
+      split(even, odd);
+    } else if (factors_) {
+      _mm512_storeu_si512(to_, pair_bfloat16(even, odd));
     } else {
       even = truncate(even);
       odd = truncate(odd);
@@ -144,6 +141,17 @@ class Weigher {
     to_ += width_;
     --left_;
     if (--pair_ == 0) next_rows();
+  }
+
+  // Upper parts are cut and lower ones rounded: fewer instructions than to round both.
+  REGARD_INLINE void split(F even, F odd) const {
+    const __m512i e = _mm512_castps_si512(even.v), o = _mm512_castps_si512(odd.v);
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const F even_rest = even - odd_of(e), odd_rest = odd - odd_of(o);
+    _mm512_storeu_si512(to_, upper_pairs(e, o));
+    _mm512_storeu_si512(to_ + part_,
+                        upper_pairs(_mm512_add_epi32(_mm512_castps_si512(even_rest.v), half),
+                                    _mm512_add_epi32(_mm512_castps_si512(odd_rest.v), half)));
   }
 
   // The next vector of rows.
