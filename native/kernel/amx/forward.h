@@ -495,13 +495,15 @@ class Pipeline {
     transpose_square(square, kTileRows, square, kTileRows);
     const __mmask16 there = first16(p_.value_size - e);
     for (int i = 0; i < kTileRows && r + i < b.rows.count; ++i) {
-      auto *to = static_cast<uint16_t *>(
-          row_of(output_, p_.dtype, b.rows.batch, b.rows.head[r + i], b.rows.query[r + i]));
+      void *to = row_of(output_, p_.dtype, b.rows.batch, b.rows.head[r + i], b.rows.query[r + i]);
       const F row = load(square + i * kTileRows);
       if (kParts == 1) {
-        _mm256_mask_storeu_epi16(to + e, there, (__m256i)_mm512_cvtneps_pbh(row.v));
+        const auto half = (__m256i)_mm512_cvtneps_pbh(row.v);
+        _mm256_mask_storeu_epi16(static_cast<uint16_t *>(to) + e, there, half);
+      } else if (p_.dtype == REGARD_FLOAT16) {
+        store_float16(static_cast<uint16_t *>(to) + e, row, p_.value_size - e);
       } else {
-        store_float16(to + e, row, p_.value_size - e);
+        store_partial(static_cast<float *>(to) + e, row, p_.value_size - e);
       }
     }
   }
