@@ -3,6 +3,7 @@
 # make check  formatting, lint, types, import rules
 # make bench  this machine against PyTorch
 # make docs   the documentation of every public name, in build/docs
+# make pictures  the pictures of the page in the README
 # make wheel  a wheel in dist/
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 FOLDERS := $(shell find src/regard -type d -not -name '__pycache__' -not -name '_native')
 NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-slow check format bench docs wheel clean
+.PHONY: demo test test-slow check format bench docs pictures wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/regard explain examples/tides.txt --html attention.html
@@ -41,6 +42,9 @@ bench: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/pdoc -o build/docs regard '!regard.cli'
+
+pictures: $(INSTALLED)
+	$(BIN)/python docs/pictures.py
 
 wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --no-deps -w dist .
