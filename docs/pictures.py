@@ -23,6 +23,7 @@ AFTER = "The keeper wrote down the height of the water, because the ink was wet 
 
 
 def main() -> None:
+    """Write page.png and comparison.png."""
     reader = load(Path(get_model_path()), "all-MiniLM-L6-v2")
     tides = (HERE.parent / "examples" / "tides.txt").read_text(encoding="utf-8")
     records = []
@@ -49,6 +50,7 @@ def main() -> None:
 
 
 def show(page: Page, path: Path, address: str) -> None:
+    """Open a page and wait until all of it is drawn."""
     page.goto(path.as_uri() + address)
     page.wait_for_selector("#heat[data-drawn]")
     page.wait_for_selector("#text[data-drawn]")

@@ -25,7 +25,7 @@ from regard.viewer.record import Record
 
 SCRIPTS = (
     "dom.js", "svg.js", "compare.js", "data.js", "state.js", "colour.js", "weights.js", "map.js",
-    "heat.js", "axes.js", "reader.js", "picture.js", "align.js", "table.js", "main.js",
+    "heat.js", "zoom.js", "axes.js", "reader.js", "picture.js", "align.js", "table.js", "main.js",
 )  # fmt: skip
 
 
