@@ -28,7 +28,7 @@ _known: dict[Any, Any] = {}  # by signature: the front end's Repeated; None: onl
 def repeat(
     query: Any, key: Any, value: Any, mask: Any, scale: Any, softcap: Any, layout: Any, backend: Any
 ) -> Any:
-    """The output of a plain call without bias, sinks, dropout and precision; None: take the long way.
+    """The output of a plain call without bias, sinks, dropout or precision; None: the long way.
 
     Raises: what the long way would raise.
     """
