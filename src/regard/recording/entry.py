@@ -1,0 +1,87 @@
+"""One record: the weights of a module's call, and what is known of the call."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from regard.operator import AttentionWeights
+from regard.recording.summary import Summary
+
+__all__ = ["Entry", "entries_of", "kind_of"]
+
+# How modules are called whose queries and keys come from two texts.
+_CROSS = re.compile(r"cross|enc_?dec|encoder_attn|encoder_attention|multihead_attn", re.I)
+_PARTS = 3  # of a dotted name, the last ones: the attention and what is in it
+
+
+class Source(Protocol):
+    """What makes an operator when it is wanted: growing.Growing."""
+
+    @property
+    def steps(self) -> list[slice]:
+        """The queries of each call."""
+
+    @property
+    def arrays(self) -> list[Any]:
+        """All that is held."""
+
+    def operator(self) -> AttentionWeights:
+        """The weights."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record of a recording.
+
+    name: the dotted name of the module. kind: "self" or "cross" attention, by that name.
+    heads: the numbers of its heads, where some were chosen; None: all, from 0.
+    """
+
+    name: str
+    kind: str
+    source: AttentionWeights | Summary | Source
+    heads: tuple[int, ...] | None = None
+
+    @property
+    def weights(self) -> AttentionWeights | Summary:
+        """The operator, or the read-outs that were kept instead of it."""
+        source = self.source
+        found = source if isinstance(source, (AttentionWeights, Summary)) else source.operator()
+        found.name = self.name
+        return found
+
+    @property
+    def steps(self) -> list[slice]:
+        """The queries of each call that the record consists of."""
+        if isinstance(self.source, (AttentionWeights, Summary)):
+            return [slice(0, self.source.shape[-2])]
+        return self.source.steps
+
+    @property
+    def arrays(self) -> list[Any]:
+        """The arrays that it holds."""
+        if isinstance(self.source, AttentionWeights):
+            return list(self.source._watched)
+        return self.source.arrays
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number of each head."""
+        return list(self.heads or range(self.weights.shape[-3]))
+
+
+def kind_of(name: str) -> str:
+    """Whether a module's attention is "self" or "cross", by the last parts of its name."""
+    parts = [part for part in name.split(".") if not part.isdigit()][-_PARTS:]
+    return "cross" if any(map(_CROSS.search, parts[1:] or parts)) else "self"
+
+
+def entries_of(recording: Any) -> list[Entry]:
+    """The entries of a recording, or of operators that are in none."""
+    found = getattr(recording, "entries", None)
+    if found is not None:
+        return list(found)
+    named = ((weights, weights.name or f"call {n}") for n, weights in enumerate(recording))
+    return [Entry(name, kind_of(name), weights) for weights, name in named]
