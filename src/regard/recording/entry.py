@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from regard.operator import AttentionWeights
 from regard.recording.summary import Summary
 
-__all__ = ["Entry", "entries_of", "kind_of"]
+__all__ = ["Entry", "Fixed", "entries_of", "fixed", "kind_of"]
 
 # How modules are called whose queries and keys come from two texts.
 _CROSS = re.compile(r"cross|enc_?dec|encoder_attn|encoder_attention|multihead_attn", re.I)
@@ -17,7 +17,7 @@ _PARTS = 3  # of a dotted name, the last ones: the attention and what is in it
 
 
 class Source(Protocol):
-    """What makes an operator when it is wanted: growing.Growing."""
+    """Where the weights of a record come from: Fixed, or growing.Growing."""
 
     @property
     def steps(self) -> list[slice]:
@@ -27,8 +27,31 @@ class Source(Protocol):
     def arrays(self) -> list[Any]:
         """All that is held."""
 
-    def operator(self) -> AttentionWeights:
+    def operator(self) -> AttentionWeights | Summary:
         """The weights."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Weights that are there already, with the queries of each call."""
+
+    weights: AttentionWeights | Summary
+    steps: list[slice]
+
+    @property
+    def arrays(self) -> list[Any]:
+        """All that is held."""
+        weights = self.weights
+        return weights.arrays if isinstance(weights, Summary) else list(weights._watched)
+
+    def operator(self) -> AttentionWeights | Summary:
+        """The weights."""
+        return self.weights
+
+
+def fixed(weights: AttentionWeights | Summary) -> Fixed:
+    """Weights of one call."""
+    return Fixed(weights, [slice(0, weights.shape[-2])])
 
 
 @dataclass(frozen=True)
@@ -41,29 +64,24 @@ class Entry:
 
     name: str
     kind: str
-    source: AttentionWeights | Summary | Source
+    source: Source
     heads: tuple[int, ...] | None = None
 
     @property
     def weights(self) -> AttentionWeights | Summary:
         """The operator, or the read-outs that were kept instead of it."""
-        source = self.source
-        found = source if isinstance(source, (AttentionWeights, Summary)) else source.operator()
+        found = self.source.operator()
         found.name = self.name
         return found
 
     @property
     def steps(self) -> list[slice]:
         """The queries of each call that the record consists of."""
-        if isinstance(self.source, (AttentionWeights, Summary)):
-            return [slice(0, self.source.shape[-2])]
         return self.source.steps
 
     @property
     def arrays(self) -> list[Any]:
         """The arrays that it holds."""
-        if isinstance(self.source, AttentionWeights):
-            return list(self.source._watched)
         return self.source.arrays
 
     @property
@@ -84,4 +102,4 @@ def entries_of(recording: Any) -> list[Entry]:
     if found is not None:
         return list(found)
     named = ((weights, weights.name or f"call {n}") for n, weights in enumerate(recording))
-    return [Entry(name, kind_of(name), weights) for weights, name in named]
+    return [Entry(name, kind_of(name), fixed(weights)) for weights, name in named]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regard.errors import OptionError
 from regard.recording.call import Parts
-from regard.recording.entry import Entry, kind_of
+from regard.recording.entry import Entry, fixed, kind_of
 from regard.recording.growing import Growing
 from regard.recording.record import Recording
 from regard.recording.scores import codes, scores
@@ -70,7 +70,7 @@ class Keeper:
         summary = self._summary(parts, kind)
         if self._fits(summary.arrays):
             self._reduced += self._plan.lazy
-            self._recording.entries.append(Entry(name, kind, summary, numbers))
+            self._recording.entries.append(Entry(name, kind, fixed(summary), numbers))
         else:
             self._lost += 1
 

@@ -82,6 +82,18 @@ class Recording(Sequence[Weights]):
 
         return table(self)
 
+    def save(self, path: str | Path, *, arrays: bool = False) -> None:
+        """Write it to a file, for `regard.load`: read-outs and scores, a zip of arrays and JSON.
+
+        arrays: write queries, keys, masks and log-sum-exp instead, of which operators are made.
+            Calls of which only read-outs were kept stay as they are.
+
+        Raises: FileFormatError when the file cannot be written.
+        """
+        from regard.recording.files import save
+
+        save(self, path, arrays=arrays)
+
     def html(self, path: str | Path, *, title: str | None = None, batch: int = 0) -> None:
         """Write a page to look around in: one self-contained HTML file.
 
