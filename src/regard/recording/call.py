@@ -15,20 +15,23 @@ from regard import api
 from regard.errors import ModelError, OptionError
 from regard.masks import EVERYTHING, Extent, Mask, Normal, Visibility, flatten, visibility
 from regard.operator import AttentionWeights
+from regard.recording.entry import Flow
 from regard.recording.terms import Terms
 
-__all__ = ["Call", "Parts", "parts"]
+__all__ = ["Call", "Parts", "flow", "parts"]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a model gave to attention; the values do not matter for the weights.
+    """What a model gave to attention, and what it got.
 
     query: (B, H, Lq, D), or with more or fewer leading dimensions, or none.
     key: (B, K, Lk, D), alike.
     terms: arrays that broadcast to (B, H, Lq, Lk): boolean ones say what may be seen (True), others
         are added to the scores, and hide where they are −∞ or near the smallest number there is.
     mask: what may be seen on top of that.
+    value, output: (B, K, Lk, E) and (B, H, Lq, E) where they are known, the output as (B, Lq, H, E)
+        if `swapped`; they do not matter for the weights.
     """
 
     query: Tensor
@@ -38,6 +41,9 @@ class Call:
     scale: float | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    value: Tensor | None = None
+    output: Tensor | None = None
+    swapped: bool = False
 
     def replace(self, **changes: Any) -> Call:
         """The same call with some fields changed."""
@@ -97,6 +103,19 @@ class Parts:
             sinks=self.sinks,
         )
         return made
+
+
+def flow(call: Call, heads: Sequence[int] | None) -> Flow | None:
+    """The values and output of a call, of some heads if they are given; None if not known."""
+    value, output = call.value, call.output
+    if value is None or output is None or value.ndim != 4 or output.ndim != 4:
+        return None
+    value, chosen = value.detach(), None
+    if heads is not None:
+        count = output.shape[2 if call.swapped else 1]
+        chosen = [head % count for head in heads]
+        value = value[:, [head // (count // value.shape[1]) for head in chosen]]
+    return Flow(value, output, call.swapped, chosen)
 
 
 def parts(call: Call, terms: Terms, heads: Sequence[int] | None = None) -> Parts:

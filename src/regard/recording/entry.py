@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from regard.operator import AttentionWeights
 from regard.recording.summary import Summary
 
-__all__ = ["Entry", "Fixed", "entries_of", "fixed", "kind_of"]
+__all__ = ["Entry", "Fixed", "Flow", "entries_of", "fixed", "kind_of"]
 
 # How modules are called whose queries and keys come from two texts.
 _CROSS = re.compile(r"cross|enc_?dec|encoder_attn|encoder_attention|multihead_attn", re.I)
@@ -55,17 +55,39 @@ def fixed(weights: AttentionWeights | Summary) -> Fixed:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """What went through attention.
+
+    value: (B, K, Lk, E), detached, of the heads that were kept.
+    output: as the model got it, with its gradient: (B, H, Lq, E), or (B, Lq, H, E) where `swapped`.
+    heads: which heads of the output were kept; None: all.
+    """
+
+    value: Any
+    output: Any
+    swapped: bool = False
+    heads: list[int] | None = None
+
+    def of_heads(self, gradient: Any) -> Any:
+        """(B, H, Lq, E) from a gradient of the output."""
+        gradient = gradient.swapaxes(1, 2) if self.swapped else gradient
+        return gradient if self.heads is None else gradient[:, self.heads]
+
+
+@dataclass(frozen=True)
 class Entry:
     """One record of a recording.
 
     name: the dotted name of the module. kind: "self" or "cross" attention, by that name.
     heads: the numbers of its heads, where some were chosen; None: all, from 0.
+    flow: its values and output, where the watch was asked to keep them.
     """
 
     name: str
     kind: str
     source: Source
     heads: tuple[int, ...] | None = None
+    flow: Flow | None = None
 
     @property
     def weights(self) -> AttentionWeights | Summary:
@@ -82,7 +104,8 @@ class Entry:
     @property
     def arrays(self) -> list[Any]:
         """The arrays that it holds."""
-        return self.source.arrays
+        flow = [] if self.flow is None else [self.flow.value, self.flow.output]
+        return [*self.source.arrays, *flow]
 
     @property
     def numbers(self) -> list[int]:

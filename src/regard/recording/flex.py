@@ -45,7 +45,7 @@ def read(
     sizes = (*query.shape[:-1], key.shape[-2])
     mask_mod = block_mask[-1]
     seen = seen_by(lambda *place: mask_mod(*place, *mask_arrays), sizes, query.device)
-    call = Call(query, key, terms=(seen,), scale=float(scale))
+    call = Call(query, key, terms=(seen,), scale=float(scale), value=value)
     if math.prod(sizes) > _MOST_PAIRS:
         raise ModelError(f"a score_mod for {math.prod(sizes):,} pairs of queries and keys")
     return _modified(call, lambda *given: score_mod(*given, *score_arrays), sizes)

@@ -77,12 +77,21 @@ def _watched(function: Any, reader: Any, observe: Observe) -> Any:
     @functools.wraps(function)
     def attend(module: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
         return observe(
-            lambda result: reader(module, query, key, args, kwargs, result),
+            lambda result: _with_flow(
+                reader(module, query, key, args, kwargs, result), args, kwargs, result
+            ),
             module,
             lambda: function(module, query, key, *args, **kwargs),
         )
 
     return attend
+
+
+def _with_flow(call: Call, args: Any, kwargs: dict[str, Any], result: Any) -> Call:
+    """The call with its values, and its output, which models get as (B, Lq, H, E)."""
+    value = args[0] if args else kwargs.get("value")
+    output = result[0] if isinstance(result, tuple) else result
+    return call.replace(value=value, output=output, swapped=True)
 
 
 def _opaque(function: Any, name: str, observe: Observe) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from regard.errors import OptionError
-from regard.recording.call import Parts
+from regard.recording.call import Call, Parts, flow
 from regard.recording.entry import Entry, fixed, kind_of
 from regard.recording.growing import Growing
 from regard.recording.record import Recording
@@ -35,13 +35,14 @@ class Plan:
     wanted: dict[str, dict[str, Any]]
     score_heads: bool
     budget: int | None
+    values: bool
 
 
-def plan(mode: str, read_outs: Any, budget: int | str | None) -> Plan:
+def plan(mode: str, read_outs: Any, budget: int | str | None, values: bool) -> Plan:
     """The plan for these arguments of `watch`. Raises OptionError."""
     if mode not in ("lazy", "stats"):
         raise OptionError(f"mode={mode!r}", '"lazy" or "stats"')
-    return Plan(mode == "lazy", requested(read_outs), read_outs == "heads", _bytes(budget))
+    return Plan(mode == "lazy", requested(read_outs), read_outs == "heads", _bytes(budget), values)
 
 
 class Keeper:
@@ -54,7 +55,7 @@ class Keeper:
         ids = codes(recording.tokens)
         self._ids = None if ids is None else np.atleast_2d(ids)
 
-    def keep(self, parts: Parts, name: str, chosen: list[int] | None) -> None:
+    def keep(self, call: Call, parts: Parts, name: str, chosen: list[int] | None) -> None:
         """Keep one call of the module `name`. Raises what reading its weights raises."""
         kind = kind_of(name)
         numbers = None if chosen is None else tuple(chosen)
@@ -63,9 +64,11 @@ class Keeper:
             return
         if self._plan.lazy:
             record = Growing(parts, crosses=kind == "cross")
-            if self._fits(record.arrays):
+            through = flow(call, chosen) if self._plan.values else None
+            entry = Entry(name, kind, record, numbers, through)
+            if self._fits(entry.arrays):
                 self._growing[name] = record
-                self._recording.entries.append(Entry(name, kind, record, numbers))
+                self._recording.entries.append(entry)
                 return
         summary = self._summary(parts, kind)
         if self._fits(summary.arrays):

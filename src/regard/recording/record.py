@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from regard._arrays import as_numpy
-from regard.errors import RegardError
+from regard.errors import OptionError, RegardError
 from regard.masks import Normal
 from regard.operator import AttentionWeights
 from regard.recording.entry import Entry
@@ -81,6 +81,47 @@ class Recording(Sequence[Weights]):
         from regard.recording.heads import table
 
         return table(self)
+
+    def rollout(
+        self, targets: Any = -1, *, layers: Sequence[int] | None = None, by_value: bool = False
+    ) -> Any:
+        """Attention rollout (Abnar & Zuidema, 2020): (B, C, L), the share of each input token.
+
+        The rows `targets` of the product of ½ I + ½ mean_h P_h over all layers, computed as vectors
+        in memory linear in length. layers: which records are the layers, in order; left out, all.
+        by_value: weights count by the length of the values that they bring, p_ij ‖v_j‖ with rows
+        that add up to 1; needs `watch(values=True)`.
+
+        Raises: OptionError where the records are no chain of layers over the same positions.
+        """
+        from regard.recording.rollout import rollout
+
+        norms = None
+        if by_value:
+            norms = self._value_norms(layers)
+        return rollout(self.entries, targets, layers=layers, norms=norms)
+
+    def _value_norms(self, layers: Sequence[int] | None) -> list[Any]:
+        chosen = self.entries if layers is None else [self.entries[n] for n in layers]
+        flows = [entry.flow for entry in chosen]
+        if any(flow is None for flow in flows):
+            raise OptionError("by_value=True without values", remedy="watch with values=True")
+        values = [as_numpy(flow.value).astype(np.float64) for flow in flows if flow is not None]
+        return [np.sqrt((value * value).sum(axis=-1)) for value in values]
+
+    def relevance(
+        self, score: Any, targets: Any = -1, *, layers: Sequence[int] | None = None
+    ) -> Any:
+        """Gradient × attention (Chefer et al., 2021): (B, C, L), each input token's relevance.
+
+        score: a number that the model computed while it was watched with values=True, with
+        gradients. targets: the positions that it was computed from. layers: as in `rollout`.
+
+        Raises: OptionError, ModelError where values or gradients are missing.
+        """
+        from regard.recording.relevance import relevance
+
+        return relevance(self.entries, score, targets, layers=layers)
 
     def save(self, path: str | Path, *, arrays: bool = False) -> None:
         """Write it to a file, for `regard.load`: read-outs and scores, a zip of arrays and JSON.

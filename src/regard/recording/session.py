@@ -284,9 +284,9 @@ class _Mode(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return result
         if func in sdpa.FUNCTIONS:
-            self._session._tell(lambda: sdpa.read(*args, **kwargs))
+            self._session._tell(lambda: sdpa.read(*args, **kwargs).replace(output=result))
         elif func is flex.FUNCTION:
-            self._session._tell(lambda: flex.read(*args, **kwargs))
+            self._session._tell(lambda: flex.read(*args, **kwargs).replace(output=result[0]))
         elif func is multihead.FUNCTION:
             self._session._tell(lambda: multihead.read_function(args, kwargs))
         return result

@@ -30,6 +30,7 @@ def watch(
     mode: str = "lazy",
     read_outs: str | Mapping[str, Any] = "default",
     budget: int | str | None = None,
+    values: bool = False,
 ) -> Watch:
     """See the attention weights of a model without changing it or what it computes.
 
@@ -72,6 +73,8 @@ def watch(
             call for which there is no room as an operator is kept as its read-outs, then not at
             all, and `seen.notes` says so. A tensor that is part of a larger one (queries cut from
             one projection) counts as the larger one: that is what cannot be freed.
+        values: keep values and outputs too, for `seen.relevance` and `seen.rollout(by_value=True)`;
+            outputs keep their graph of gradients.
 
     Returns:
         A context manager, entered once, that gives a Recording.
@@ -85,7 +88,7 @@ def watch(
             "pass the module itself: of a pipeline or a wrapper that is often its attribute model",
         )
     check_tokens(tokens)
-    return Watch(model, tokens, choice(model, layers, heads), plan(mode, read_outs, budget))
+    return Watch(model, tokens, choice(model, layers, heads), plan(mode, read_outs, budget, values))
 
 
 class Watch:
@@ -153,7 +156,8 @@ class Watch:
         wanted, heads = self._choice.of(name)
         try:
             if wanted:
-                self._keeper.keep(parts(read(), self._terms, heads), name, heads)
+                call = read()
+                self._keeper.keep(call, parts(call, self._terms, heads), name, heads)
         except Exception as error:  # the model must go on; what could not be seen is told of
             module = ours[-1] if ours else self._model
             self._failed[self._titled(name, module)] = f"{error}" or type(error).__name__
