@@ -2,7 +2,7 @@
 
     python benchmarks/bench_watch.py [stats]
 
-Random weights, PyTorch's own attention, turns taken by the model alone and the model watched. Writes
+Random weights, PyTorch's own attention; the model alone and the model watched take turns. Writes
 benchmarks/results/watch.json. With "stats" also the mode that computes read-outs at once.
 """
 

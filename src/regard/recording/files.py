@@ -290,11 +290,11 @@ def _shapes(
         return (*lead, keys)
     if name == "pooled":
         return (*lead, None, None)
-    grouped = name == "mass" and np.asarray(keywords["keys"]).dtype.kind == "i"
-    if name in ("top_k", "distance_bins", "offsets") or (grouped and keywords["keys"] != 1):
-        several = not (name == "mass" and np.ndim(keywords["keys"]) == 0)
-        return (*lead, queries, None) if several else (*lead, queries)
-    return (*lead, queries)
+    grouped = name == "mass" and np.ndim(keywords["keys"]) > 0
+    if grouped and np.asarray(keywords["keys"]).dtype != bool:
+        return (*lead, queries, None)
+    several = name in ("top_k", "distance_bins", "offsets")
+    return (*lead, queries, None) if several else (*lead, queries)
 
 
 def _check_keys(kept: dict[str, Any], keys: int) -> None:

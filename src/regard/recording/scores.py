@@ -129,40 +129,52 @@ def _means(heads: int, parts: Iterable[Iterable[_Score]]) -> list[dict[str, floa
 def _of_summary(summary: Summary, crosses: bool) -> Iterator[_Score]:
     """What read-outs that were kept say: all queries of the batch in a row."""
     batch, heads, queries, keys = summary.shape
+    kept = {name: keywords for name, (keywords, _) in summary.kept.items()}
     visible = np.broadcast_to(summary.visible, (batch, heads, queries))[:, 0].reshape(-1)
-
-    def in_a_row(values: Any) -> Floats:  # (B, H, Lq) → (H, B · Lq)
-        return np.moveaxis(_floats(values), 1, 0).reshape(heads, -1)
-
     counted = visible > 0
     later = counted & (np.tile(np.arange(queries), batch) > 0)
-    kept = summary.kept
     if "entropy" in kept:
-        most = np.log(np.maximum(visible, 2))
-        yield "entropy", (in_a_row(summary.entropy()) / most, counted & (visible > 1))
+        share = _in_a_row(summary.entropy()) / np.log(np.maximum(visible, 2))
+        yield "entropy", (share, counted & (visible > 1))
     for name in ("effective keys", "max weight"):
         if name.replace(" ", "_") in kept:
-            yield name, (in_a_row(summary.read(name.replace(" ", "_"))), counted)
-    if "mass" in kept and kept["mass"][0] == {"keys": 1}:
-        yield "first token", (in_a_row(summary.mass()), later)
-    if "received" in kept and kept["received"][0] == {"reduce": "sum", "queries": None}:
+            yield name, (_in_a_row(summary.read(name.replace(" ", "_"))), counted)
+    if kept.get("mass") == {"keys": 1}:
+        yield "first token", (_in_a_row(summary.mass()), later)
+    if kept.get("received") == {"reduce": "sum", "queries": None}:
         for element in _floats(summary.received()):
             yield "concentration", _concentration(element, element.any(axis=0))
-    if crosses or queries != keys:
-        return
-    if "distance" in kept and kept["distance"][0] == {"offset": 0}:
-        yield "distance", (in_a_row(summary.distance()), counted)
-    if "distance_bins" in kept and kept["distance_bins"][0] == {"offset": 0}:
+    if queries == keys and not crosses:
+        yield from _of_places(summary, counted, later)
+
+
+def _of_places(summary: Summary, counted: Booleans, later: Booleans) -> Iterator[_Score]:
+    """The scores that compare places, where queries and keys are the same tokens."""
+    kept = {name: keywords for name, (keywords, _) in summary.kept.items()}
+    if kept.get("distance") == {"offset": 0}:
+        yield "distance", (_in_a_row(summary.distance()), counted)
+    if kept.get("distance_bins") == {"offset": 0}:
         bins = _floats(summary.distance_bins())  # 0, 1, 2–3, …
-        yield "nearby", (in_a_row(bins[..., :3].sum(axis=-1)), counted)
+        yield "nearby", (_in_a_row(bins[..., :3].sum(axis=-1)), counted)
     if "offsets" in kept:
-        near = _floats(kept["offsets"][1])
-        places = np.atleast_1d(as_numpy(kept["offsets"][0]["offsets"])).tolist()
-        before_last = np.tile(np.arange(queries) < queries - 1, batch)
-        counts = {-1: later, 0: counted, 1: counted & before_last}
-        for offset, name in ((-1, "previous token"), (0, "itself"), (1, "next token")):
+        near = _floats(summary.kept["offsets"][1])
+        places = np.atleast_1d(as_numpy(kept["offsets"]["offsets"])).tolist()
+        queries = summary.shape[2]
+        sooner = counted & np.tile(np.arange(queries) < queries - 1, summary.shape[0])
+        of_place = {
+            -1: ("previous token", later),
+            0: ("itself", counted),
+            1: ("next token", sooner),
+        }
+        for offset, (name, rows) in of_place.items():
             if offset in places:
-                yield name, (in_a_row(near[..., places.index(offset)]), counts[offset])
+                yield name, (_in_a_row(near[..., places.index(offset)]), rows)
+
+
+def _in_a_row(values: Any) -> Floats:
+    """(H, B · Lq) from (B, H, Lq)."""
+    found = np.moveaxis(_floats(values), 1, 0)
+    return found.reshape(len(found), -1)
 
 
 def _concentration(received: Floats, seen: Booleans) -> tuple[Floats, Booleans]:
