@@ -1,49 +1,86 @@
 """Does a mask cost what it shows? Windows, documents and padding beside a dense mask in PyTorch.
 
-    python benchmarks/bench_masks.py
+    python benchmarks/bench_masks.py [TEXT …]     # the cases whose label has every TEXT
 
-Writes benchmarks/results/masks.json.
+Beside PyTorch's fused attention with the dense mask, and its compiled FlexAttention. Writes
+benchmarks/results/masks.json.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from harness import alternate, record, save
+from harness import alternate, chosen, record, save
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import regard
 from regard.masks import Extent, Mask, visibility
 
-CASES: list[tuple[str, tuple[int, int, int, int], Mask]] = [
-    ("window(255, 0)", (1, 8, 4096, 64), regard.window(255, 0)),
-    ("16 documents of 512", (1, 8, 8192, 64), regard.documents((torch.arange(8192) // 512)[None])),
+_LENGTHS = torch.linspace(256, 1792, 8).long()
+
+# Name, (B, H, L, D), the mask, and the same as FlexAttention is told of it.
+CASES: list[tuple[str, tuple[int, int, int, int], Mask, Callable[..., Any]]] = [
+    (
+        "window(255, 0)",
+        (1, 8, 4096, 64),
+        regard.window(255, 0),
+        lambda b, h, i, j: (j <= i) & (i - j <= 255),
+    ),
+    (
+        "16 documents of 512",
+        (1, 8, 8192, 64),
+        regard.documents((torch.arange(8192) // 512)[None]),
+        lambda b, h, i, j: i // 512 == j // 512,
+    ),
     (
         "half of the keys are padding",
         (8, 8, 2048, 64),
-        regard.lengths(keys=torch.linspace(256, 1792, 8).long()),
+        regard.lengths(keys=_LENGTHS),
+        lambda b, h, i, j: j < _LENGTHS[b],
     ),
-    ("causal | prefix(256)", (1, 8, 2048, 64), regard.causal() | regard.prefix(256)),
+    (
+        "causal | prefix(256)",
+        (1, 8, 2048, 64),
+        regard.causal() | regard.prefix(256),
+        lambda b, h, i, j: (j <= i) | (j < 256),
+    ),
 ]
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, sees: Callable[..., Any]) -> Callable[[], Any]:
+    """Compiled FlexAttention."""
+    torch._dynamo.reset()
+    batch, _, length, _ = q.shape
+    blocks = create_block_mask(sees, batch, None, length, length, device="cpu")
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda: compiled(q, k, v, block_mask=blocks)
 
 
 def main() -> None:
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for name, (b, h, length, d), mask in CASES:
-            q, k, v = (torch.randn(b, h, length, d, dtype=dtype) for _ in range(3))
-            seen = visibility(mask, Extent((b,), h, length, length)).as_dense(length)
-            dense = torch.from_numpy(seen.copy())
-
-            def ours(q=q, k=k, v=v, mask=mask):
-                return regard.attention(q, k, v, mask=mask)
-
-            def pytorch(q=q, k=k, v=v, dense=dense):
-                return sdpa(q, k, v, attn_mask=dense)
-
-            times = alternate({"regard": ours, "torch": pytorch}, seconds=3)
-            kind = str(dtype).removeprefix("torch.")
-            rows.append(record(f"{kind} {(b, h, length, d)} {name}", kind, times))
-    print(save("masks", rows))
+    cases = [
+        (f"{dtype} {shape} {name}", shape, mask, sees, dtype)
+        for dtype in ("float32", "bfloat16")
+        for name, shape, mask, sees in CASES
+    ]
+    for label, (b, h, length, d), mask, sees, dtype in chosen(cases):
+        kind = getattr(torch, dtype)
+        q, k, v = (torch.randn(b, h, length, d, dtype=kind) for _ in range(3))
+        seen = visibility(mask, Extent((b,), h, length, length)).as_dense(length)
+        dense = torch.from_numpy(seen.copy())
+        calls = {
+            "regard": lambda q=q, k=k, v=v, mask=mask: regard.attention(q, k, v, mask=mask),
+            "torch": lambda q=q, k=k, v=v, dense=dense: sdpa(q, k, v, attn_mask=dense),
+            "flex": flex(q, k, v, sees),
+        }
+        with torch.no_grad():
+            rows.append(record(label, dtype, alternate(calls, seconds=3)))
+    if len(rows) == len(cases):
+        print(save("masks", rows))
 
 
 if __name__ == "__main__":

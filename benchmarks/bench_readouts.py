@@ -57,12 +57,12 @@ def plain(length: int) -> dict[str, float]:
 
 
 def _cost(run: Callable[[], None]) -> dict[str, float]:
-    before, start = _peak(), time.perf_counter()
+    before, start = peak(), time.perf_counter()
     run()
-    return {"seconds": time.perf_counter() - start, "MiB": _peak() - before}
+    return {"seconds": time.perf_counter() - start, "MiB": peak() - before}
 
 
-def _peak() -> float:
+def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -111,6 +111,18 @@ bool needs_value(const regard_problem &p) {
   return p.batch && p.heads && p.queries && p.keys && p.value_size;
 }
 
+bool valid(const regard_readouts_request &q) {
+  if (q.bins && q.bin_count < 1) return false;
+  if (q.top_weights && (q.top_count < 1 || !q.top_keys)) return false;
+  if (q.offset_weights && (q.offset_count < 0 || !q.offsets)) return false;
+  if (q.mass && (q.mass_count < 0 || !q.key_groups)) return false;
+  if (q.edge_starts && (!q.edge_keys || !q.edge_weights)) return false;
+  if (q.received && (q.received_count < 0 || !q.query_groups)) return false;
+  if (q.top_query_weights && (q.top_query_count < 1 || !q.top_queries)) return false;
+  const bool pooled = q.pooled_sum || q.pooled_max;
+  return !pooled || (q.pooled_rows > 0 && q.pooled_columns > 0);
+}
+
 }  // namespace
 }  // namespace regard
 
@@ -134,7 +146,9 @@ int regard_backward(const regard_problem *problem, const regard_gradients *gradi
   if (!valid(problem) || !gradients) return REGARD_BAD_ARGUMENT;
   if (needs_value(*problem)) {
     if (!problem->value.data || !gradients->d_output.data) return REGARD_BAD_ARGUMENT;
-    if (!gradients->lse || !gradients->delta) return REGARD_BAD_ARGUMENT;
+    const bool scores = gradients->d_query.data || gradients->d_key.data ||
+                        gradients->d_bias.data || gradients->d_sinks;
+    if (!gradients->lse || (scores && !gradients->output.data)) return REGARD_BAD_ARGUMENT;
   }
   if (gradients->d_sinks && !problem->sinks) return REGARD_BAD_ARGUMENT;
   if (gradients->d_bias.data && !problem->bias.data) return REGARD_BAD_ARGUMENT;
@@ -156,6 +170,18 @@ int regard_scores(const regard_problem *problem, int64_t batch, int64_t head, in
   if (!scores || row_stride < last_key - first_key) return REGARD_BAD_ARGUMENT;
   return kernels->scores(*problem,
                          {batch, head, first, last, first_key, last_key, scores, row_stride});
+}
+
+int regard_readouts(const regard_problem *problem, const regard_array *output, void *lse,
+                    const regard_readouts_request *request) {
+  const Kernels *kernels = chosen().load();
+  if (!kernels) return REGARD_UNKNOWN_ISA;
+  if (!valid(problem) || !request || !valid(*request)) return REGARD_BAD_ARGUMENT;
+  if (!lse && problem->batch && problem->heads && problem->queries) return REGARD_BAD_ARGUMENT;
+  const regard_array absent = {};
+  const regard_array &y = output ? *output : absent;
+  if (y.data && !problem->value.data && needs_value(*problem)) return REGARD_BAD_ARGUMENT;
+  return kernels->readouts(*problem, y, lse, *request);
 }
 
 int regard_abi_version(void) { return REGARD_ABI_VERSION; }

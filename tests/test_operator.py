@@ -13,7 +13,6 @@ import torch
 
 import regard
 from problems import arrays
-from regard import readouts
 from regard.errors import ArrayTypeError, DtypeError, OptionError, ShapeError, StaleOperator
 from regard.kernels import reference
 from regard.problem import make
@@ -210,19 +209,6 @@ def test_attend_gives_the_output_bit_for_bit_and_all_read_outs_in_one_sweep(case
     assert seen.pooled.max.shape == (2, 4, 37, 53)
     only = w.attend(v, entropy=True, lse=False)[1]
     assert vars(only).keys() == {"entropy"}
-
-
-def test_read_outs_do_not_depend_on_how_the_rows_are_cut(case, monkeypatch):
-    w, _, _, _ = case
-
-    def gather():
-        pooled = w.pooled((5, 6), "both")
-        return [w.received("max"), w.received(), *pooled, w.top_k(4).keys, w.distance_bins()]
-
-    whole = gather()
-    monkeypatch.setattr(readouts, "_BLOCK_ELEMENTS", 200)
-    for one, other in zip(whole, gather(), strict=True):
-        close(one, other)
 
 
 def test_layout_concerns_only_arrays_that_go_in_and_come_out():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import itertools
 import json
 import os
 import re
-import shutil
+import struct
 import threading
-from collections.abc import Iterator
+import zlib
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -19,47 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regard.errors import OptionError, RegardError, ShapeError
-from regard.viewer import Call, Record, Text, iframe, page, write_page
+from pages import HOSTILE, changed_record, large_record, small_record, softmax_weights
+from regard.errors import FileFormatError, OptionError, RegardError, ShapeError
+from regard.viewer import Call, Picture, Record, Text, iframe, page, png, write_page
+from regard.viewer.comparison import pair
 from regard.viewer.packing import LogCodes, unpack
 from regard.viewer.page import SCRIPTS
 from regard.viewer.record import cell_edges, pool
-
-WORDS = [
-    "[CLS]", "the", "small", "cat", "saw", "the", "other", "cat", "un", "##believ", "##ably", "ran",
-    ".", "[SEP]",
-]  # fmt: skip
-HOSTILE = [
-    "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\"'`&amp;", "<!--",
-    "مرحبا", "👩‍🚀", "\x00\x07", "\u202eevil", "\u2028", "\n", "", "{{script}}", "\ud800", " ",
-]  # fmt: skip
-
-
-def softmax_weights(heads: int, queries: int, keys: int, seed: int = 0, sharp: float = 3) -> Any:
-    scores = np.random.default_rng(seed).normal(size=(heads, queries, keys)) * sharp
-    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
-    return (exponentials / exponentials.sum(-1, keepdims=True)).astype(np.float32)
-
-
-def small_record(words: list[str] = WORDS, layers: int = 2, heads: int = 3, **more: Any) -> Record:
-    calls = [
-        Call.from_weights(
-            softmax_weights(heads, len(words), len(words), seed=layer),
-            name=f"layer.{layer}.attention",
-            layer=layer,
-            kinds=["previous token", "broad", "=1+1"][:heads],
-            scores={"sharpness": np.linspace(0.1, 0.9, heads) + layer},
-        )
-        for layer in range(layers)
-    ]
-    return Record("A small record", "a model", [Text.guess(words)], calls, **more)
-
-
-def large_record(length: int = 700) -> Record:
-    weights = softmax_weights(2, length, length, sharp=1.5)
-    call = Call.from_weights(weights, name="layer.0", layer=0, kinds=["broad", "broad"])
-    words = [f"w{i}" for i in range(length)]
-    return Record("Large", "a model", [Text.guess(words)], [call])
 
 
 def parts(text: str) -> tuple[dict[str, Any], list[str]]:
@@ -83,7 +50,7 @@ def test_codes_keep_the_error_that_they_state(last: int) -> None:
 def test_a_short_text_keeps_every_weight_almost_exactly() -> None:
     record = small_record()
     header, chunks = parts(page(record))
-    for call, entry in zip(record.calls, header["calls"], strict=True):
+    for call, entry in zip(record.calls, header["runs"][0]["calls"], strict=True):
         arrays = entry["arrays"]
         assert arrays["dense"]["codes"]["error"] < 1e-4
         dense = unpack(arrays["dense"], chunks)
@@ -96,7 +63,7 @@ def test_what_does_not_fit_becomes_pooled_maps_and_top_keys() -> None:
     record = large_record()
     call = record.calls[0]
     header, chunks = parts(page(record, budget=200_000))
-    arrays = header["calls"][0]["arrays"]
+    arrays = header["runs"][0]["calls"][0]["arrays"]
     assert "dense" not in arrays
     np.testing.assert_array_equal(unpack(arrays["top_keys"], chunks), call.top_keys)
     np.testing.assert_allclose(unpack(arrays["top_weights"], chunks), call.top_weights, rtol=0.03)
@@ -112,7 +79,7 @@ def test_a_missing_key_is_packed_as_one_past_the_last() -> None:
     call = replace(Call.from_weights(weights, name="causal", layer=0), dense=None)
     record = Record("t", "m", [Text.guess(["a"] * 900)], [call])
     header, chunks = parts(page(record))
-    keys = unpack(header["calls"][0]["arrays"]["top_keys"], chunks)
+    keys = unpack(header["runs"][0]["calls"][0]["arrays"]["top_keys"], chunks)
     assert keys[0, 0].tolist() == [0] + [900] * 7
 
 
@@ -125,12 +92,23 @@ def test_a_small_model_at_400_tokens_stays_under_three_megabytes() -> None:
     ]
     text = page(Record("t", "m", [Text.guess(words)], calls))
     assert len(text) < 3_000_000
-    assert all("dense" in call["arrays"] for call in parts(text)[0]["calls"])
+    assert all("dense" in call["arrays"] for call in parts(text)[0]["runs"][0]["calls"])
+
+
+def test_marginals_of_very_many_heads_are_means_over_neighbours(monkeypatch: Any) -> None:
+    record = large_record()
+    call = record.calls[0]
+    monkeypatch.setattr("regard.viewer.header.MARGINALS", 200)
+    header, chunks = parts(page(record, budget=200_000))
+    arrays = header["runs"][0]["calls"][0]["arrays"]
+    received = unpack(arrays["received"], chunks)
+    assert received.shape == unpack(arrays["entropy"], chunks).shape == (2, 100)
+    np.testing.assert_allclose(received, call.received.reshape(2, 100, 7).mean(-1), rtol=1e-3)
 
 
 def test_fewer_top_keys_rather_than_a_page_of_any_size() -> None:
     header, _ = parts(page(large_record(), budget=1_000))
-    assert header["calls"][0]["arrays"]["top_keys"]["shape"] == [2, 700, 1]
+    assert header["runs"][0]["calls"][0]["arrays"]["top_keys"]["shape"] == [2, 700, 1]
 
 
 def test_hostile_text_stays_text() -> None:
@@ -158,6 +136,9 @@ def test_the_policy_lets_run_this_style_and_this_script_only() -> None:
 
 def test_nothing_in_the_page_leads_outside() -> None:
     text = page(small_record())
+    for harmless in ('xmlns="http://www.w3.org/2000/svg"', "url(${uri})"):  # a name; data: only
+        assert harmless in text
+        text = text.replace(harmless, "")
     assert not re.search(r"https?://|\bsrc=|\burl\(|@import|fetch\(|XMLHttpRequest", text)
 
 
@@ -211,6 +192,103 @@ def test_a_frame_holds_the_page_as_one_attribute() -> None:
     assert "allow-same-origin" not in content[2]
 
 
+# Machado et al. (2009), on linear RGB: how two eyes without red or green receptors see.
+VISIONS = {
+    "usual": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+}
+
+
+def linear(colour: str) -> Any:
+    """#rrggbb as linear RGB."""
+    channels = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: Any) -> Any:
+    """CIE L*a*b*, in which a distance of 2.3 is just noticeable."""
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt(np.maximum(to_xyz @ np.clip(rgb, 0, 1) / [0.9505, 1, 1.089], 0.008856))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize(("theme", "ground"), [("light", "#fffefb"), ("dark", "#12161c")])
+def test_colours_of_kinds_differ_for_colour_blind_readers_too(theme: str, ground: str) -> None:
+    script = (resources.files("regard.viewer") / "assets" / "colour.js").read_text("utf-8")
+    kinds = re.search(rf"const KINDS = {{.*?{theme}: \[(.*?)\]", script, re.S)
+    grey = re.search(rf'const GREYS = {{.*?{theme}: "(.*?)"', script)
+    assert kinds and grey
+    colours = [*re.findall(r"#\w{6}", kinds[1]), grey[1]]
+    assert len(colours) == 9
+    for vision in VISIONS.values():
+        seen = [lab(vision @ linear(colour)) for colour in colours]
+        apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+        assert min(apart) > 10
+    luminance = [linear(colour) @ [0.2126, 0.7152, 0.0722] + 0.05 for colour in [ground, *colours]]
+    against = [max(each, luminance[0]) / min(each, luminance[0]) for each in luminance[1:]]
+    assert min(against) > 3, "WCAG 2.2, 1.4.11"
+
+
+def test_a_png_holds_the_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    data = png.encode(pixels)
+    assert data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR"
+    assert struct.unpack(">II", data[16:24]) == (7, 5)
+    size = struct.unpack(">I", data[33:37])[0]
+    body = data[37 : 41 + size]
+    assert struct.unpack(">I", data[41 + size : 45 + size]) == (zlib.crc32(body),)
+    lines = np.frombuffer(zlib.decompress(body[4:]), np.uint8).reshape(5, 22)
+    np.testing.assert_array_equal(lines[:, 1:].reshape(5, 7, 3), pixels)
+
+
+def test_pictures_are_embedded_as_they_are_and_must_fit() -> None:
+    data = png.encode(np.zeros((4, 6, 3), np.uint8))
+    text = Text.of_picture(data, 2, 3, after=["[REG]"])
+    assert text.tokens[3] == "patch 0,2" and text.special == [True, *[False] * 6, True]
+    call = Call.from_weights(softmax_weights(1, 8, 8), name="n", layer=0)
+    header, _ = parts(page(Record("t", "m", [text], [call])))
+    picture = header["texts"][0]["picture"]
+    assert base64.b64decode(picture["uri"].removeprefix("data:image/png;base64,")) == data
+    assert (picture["first"], picture["end"]) == (1, 7)
+    with pytest.raises(FileFormatError, match=r"b'GIF89a'.*PNG or JPEG"):
+        Text.of_picture(b"GIF89a", 2, 3)
+    with pytest.raises(ShapeError, match=r"patches up to token 6.*5 tokens"):
+        Text(["a"] * 5, [False] * 5, [True] * 5, picture=Picture(data, 2, 3, first=1))
+    with pytest.raises(ShapeError, match="0 × 3 patches"):
+        Picture(data, 0, 3)
+
+
+def test_records_that_differ_in_shape_are_not_compared() -> None:
+    record = small_record()
+    with pytest.raises(ShapeError, match="records of 2 and 1 attention calls"):
+        page(replace(record, calls=record.calls[:1]), against=record)
+    with pytest.raises(ShapeError, match=r"layer.0.*\(3, 14, 14\) and \(2, 14, 14\)"):
+        page(small_record(heads=2), against=record)
+    with pytest.raises(OptionError, match="of type int"):
+        page(record, against=3)  # type: ignore[arg-type]
+
+
+def test_the_change_of_a_head_is_the_attention_that_moved() -> None:
+    before, after = small_record(), changed_record()
+    moved = abs(after.calls[1].dense - before.calls[1].dense).sum(-1).mean(-1) / 2
+    first, second = pair(before, after)
+    for record in (first, second):
+        np.testing.assert_allclose(record.calls[1].scores["change"], moved, rtol=1e-5)
+        assert not record.calls[0].scores["change"].any()
+    assert second.calls[1].query_text == 1 and first.calls[1].query_text == 0
+    assert first.texts == second.texts
+    assert pair(before, before)[1].texts == before.texts
+
+    def pooled(record: Record) -> Record:
+        calls = [replace(call, dense=None) for call in record.calls]
+        return replace(record, calls=calls)
+
+    bound = pair(pooled(before), pooled(after))[1]
+    assert (bound.calls[1].scores["change"] <= moved + 1e-6).all()
+    assert "at least that" in pair(pooled(before), pooled(after))[0].glossary["change"]
+
+
 def test_pooling_puts_row_i_in_cell_i_times_cells_over_size() -> None:
     weights = softmax_weights(1, 7, 10)
     pooled = pool(weights, (3, 4), np.add)
@@ -237,6 +315,7 @@ def changed(**change: Any) -> dict[str, Any]:
         ({"received": np.zeros(3)}, ShapeError, r"received has shape \(3,\).*\(H, Lk\)"),
         ({"dense": np.zeros((3, 14, 9))}, ShapeError, r"dense has shape \(3, 14, 9\).*\(3, 14, 14"),
         ({"kinds": ["one"]}, ShapeError, "kinds has 1 entries for 3 heads"),
+        ({"head_numbers": [4]}, ShapeError, "head_numbers has 1 entries for 3.*one number per"),
         ({"scores": {"x": np.zeros(2)}}, ShapeError, r"scores\['x'\] has shape \(2,\)"),
         ({"top_keys": np.full((3, 14, 8), 14)}, OptionError, "from 14 to 14.*keys from 0 to 13"),
         ({"top_weights": np.full((3, 14, 8), 7.0)}, OptionError, "7.0.*between 0 and 1.*softmax"),
@@ -261,259 +340,8 @@ def test_records_that_cannot_be_shown_are_refused() -> None:
         Call.from_weights(np.zeros((0, 2, 2)), name="n", layer=0)
     with pytest.raises(OptionError, match=r"of type Recording.*regard.recording.page.record"):
         page(type("Recording", (), {})())
+    two_heads = Call.from_weights(softmax_weights(2, 14, 14), name="rollout", layer=0)
+    with pytest.raises(ShapeError, match="rollout: 2 heads"):
+        replace(record, rollouts=[two_heads])
     with pytest.raises(ShapeError, match=r"lengths \(2, 1, 2\)"):
         Text(["a", "b"], [False], [True, True])
-
-
-# ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs chromium or google-chrome on the PATH")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-        "--disable-background-networking --disable-component-update"
-    )
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=flags.split())
-        yield running
-        running.close()
-
-
-class Opened:
-    """A page in a browser that may neither complain nor ask for anything."""
-
-    def __init__(self, browser: Any, path: Path, address: str = "", **context: Any) -> None:
-        self.problems: list[str] = []
-        self.page = browser.new_page(viewport={"width": 1300, "height": 1000}, **context)
-        self.page.on("console", lambda message: self.problems.append(message.text))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.problems.append(dialog.message))
-        self.page.on("request", self._note_request)
-        self.page.goto(path.as_uri() + address)
-        self.page.wait_for_selector("#heat[data-drawn]")
-        self.page.wait_for_selector("#text[data-drawn]")
-
-    def _note_request(self, request: Any) -> None:
-        if not request.url.startswith(("file:", "blob:", "data:")):
-            self.problems.append(request.url)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-        self.settle()
-
-    def settle(self) -> None:
-        self.page.wait_for_timeout(80)
-
-    def listed(self) -> list[tuple[int, str, float]]:
-        """The list beside the text: (token number, token, weight)."""
-        rows = self.page.query_selector_all("#top button")
-        found = []
-        for row in rows:
-            place, word, number = (
-                row.query_selector(f".{name}").inner_text() for name in ("place", "word", "number")
-            )
-            found.append((int(place), word, float(number.replace("−", "-"))))
-        return found
-
-
-@pytest.fixture
-def open_page(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    opened: list[Opened] = []
-
-    def show(record: Record, address: str = "", budget: int = 3_000_000, **context: Any) -> Opened:
-        write_page(record, tmp_path / "attention.html", budget=budget)
-        opened.append(Opened(browser, tmp_path / "attention.html", address, **context))
-        return opened[-1]
-
-    yield show
-    for each in opened:
-        each.page.close()
-        assert each.problems == []
-
-
-def largest(weights: Any, count: int = 12) -> list[tuple[int, float]]:
-    order = np.argsort(-weights, kind="stable")[:count]
-    return [(int(i), float(weights[i])) for i in order]
-
-
-def assert_lists(shown: list[tuple[int, str, float]], weights: Any) -> None:
-    wanted = largest(weights, len(shown))
-    assert len(shown) >= 5
-    np.testing.assert_allclose([w for *_, w in shown], [w for _, w in wanted], rtol=0.1, atol=5e-5)
-    assert [place for place, *_ in shown[:5]] == [place for place, _ in wanted[:5]]
-
-
-@pytest.mark.browser
-def test_a_token_shows_what_it_reads_and_who_reads_it(open_page: Any) -> None:
-    record = small_record()
-    view = open_page(record, "#call=1&head=2&token=3")
-    weights = record.calls[1].dense[2]
-    assert view.page.inner_text("#sentence") == "cat reads, in head 1.2:"
-    assert_lists(view.listed(), weights[3])
-    assert view.page.inner_text("#coverage") == "Shown: all of its attention."
-    view.press("r")
-    assert view.page.inner_text("#sentence") == "cat is read by, in head 1.2:"
-    assert_lists(view.listed(), weights[:, 3])
-    view.press("r", "ArrowRight", "[")
-    assert view.page.inner_text("#sentence") == "saw reads, in head 1.1:"
-    assert_lists(view.listed(), record.calls[1].dense[1, 4])
-    view.press("{", "Escape")
-    assert view.page.inner_text("#card-title") == "Head 0.1"
-    assert view.listed() == []
-
-
-@pytest.mark.browser
-def test_means_over_a_layer_and_over_all_heads(open_page: Any) -> None:
-    record = small_record()
-    view = open_page(record, "#call=1&token=3&scope=layer")
-    assert_lists(view.listed(), record.calls[1].dense[:, 3].mean(0))
-    view.page.click("#scope [value=model]")
-    view.settle()
-    everything = np.concatenate([call.dense for call in record.calls])
-    assert_lists(view.listed(), everything[:, 3].mean(0))
-    view.press("r")
-    assert_lists(view.listed(), everything[:, :, 3].mean(0))
-
-
-@pytest.mark.browser
-def test_hidden_sinks_leave_rows_that_sum_to_one(open_page: Any) -> None:
-    record = small_record()
-    view = open_page(record, "#call=0&head=1&token=5&sinks=hide")
-    weights = record.calls[0].dense[1].copy()
-    weights[:, [0, len(WORDS) - 1]] = 0
-    weights /= weights.sum(-1, keepdims=True)
-    assert_lists(view.listed(), weights[5])
-    view.press("r")
-    assert_lists(view.listed(), weights[:, 5])
-
-
-@pytest.mark.browser
-def test_the_heat_map_tells_the_weight_under_the_pointer(open_page: Any) -> None:
-    record = small_record()
-    view = open_page(record, "#call=0&head=0")
-    view.page.locator("#heat").scroll_into_view_if_needed()
-    box = view.page.locator("#heat").bounding_box()
-    # 104 and 92 pixels of margin, cells of 40 × 54 at the most: this is somewhere inside
-    view.page.mouse.move(box["x"] + 104 + 130, box["y"] + 92 + 130)
-    lines = view.page.inner_text("#tip").split("\n")
-    match = re.fullmatch(r"token (\d+) reads token (\d+)", lines[-1])
-    assert match
-    query, key = int(match[1]), int(match[2])
-    assert lines[0] == f"{WORDS[query]} → {WORDS[key]}"
-    assert float(lines[1]) == pytest.approx(record.calls[0].dense[0, query, key], rel=0.01)
-
-
-@pytest.mark.browser
-def test_the_map_and_the_table_choose_heads_and_the_address_remembers(open_page: Any) -> None:
-    view = open_page(small_record())
-    view.page.click("#map", position={"x": 30 + 100 * 2 + 20, "y": 16 + 100 + 20})
-    view.settle()
-    assert view.page.inner_text("#card-title") == "Head 1.2"
-    view.page.click("#table-body tr:first-child .link")
-    view.settle()
-    assert view.page.inner_text("#card-title") == "Head 0.0"
-    view.page.click("#theme")
-    view.page.click("#scale [value=log]")
-    view.settle()
-    background = "getComputedStyle(document.body).backgroundColor"
-    before = view.page.url, view.page.evaluate(background)
-    assert "theme=dark" in before[0]
-    view.page.reload()
-    view.page.wait_for_selector("#heat[data-drawn]")
-    assert (view.page.url, view.page.evaluate(background)) == before
-    assert view.page.get_attribute("#scale [value=log]", "aria-pressed") == "true"
-
-
-@pytest.mark.browser
-def test_kinds_and_scores_filter_and_sort(open_page: Any) -> None:
-    view = open_page(small_record())
-    view.page.click("#kinds button:has-text('previous token')")
-    view.settle()
-    assert view.page.inner_text("#table-count").startswith("2 of 6 heads")
-    view.page.click("#kinds button:has-text('previous token')")
-    view.page.click("#table-head button:has-text('sharpness')")
-    view.settle()
-    heads = view.page.locator("#table-body .link").all_inner_texts()
-    assert heads == ["1.2", "1.1", "1.0", "0.2", "0.1", "0.0"]
-
-
-@pytest.mark.browser
-def test_long_texts_say_how_much_of_the_attention_is_shown(open_page: Any) -> None:
-    record = large_record()
-    view = open_page(record, "#token=40&head=0", budget=200_000)
-    call = record.calls[0]
-    share = round(100 * call.top_weights[0, 40].sum())
-    assert f"Shown: {share} % of its attention (each query’s top 8 keys)" in view.page.inner_text(
-        "#coverage"
-    )
-    assert [place for place, *_ in view.listed()] == call.top_keys[0, 40].tolist()
-    view.press("r")
-    readers = np.flatnonzero((call.top_keys[0] == 40).any(-1))
-    assert {place for place, *_ in view.listed()} <= set(readers.tolist())
-    assert "Each cell is 11 × 11 tokens" in view.page.inner_text("#legend-text")
-    view.page.click("#measure [value=max]")
-    view.settle()
-    assert "the largest weight in it" in view.page.inner_text("#legend-text")
-    for _ in range(6):
-        view.page.click("#zoom-in")
-    view.settle()
-    assert "8 largest keys of each query" in view.page.inner_text("#legend-text")
-
-
-@pytest.mark.browser
-def test_hostile_text_is_shown_and_does_not_run(open_page: Any) -> None:
-    record = small_record(HOSTILE, notes=["<script>alert(2)</script>"])
-    view = open_page(record)
-    shown = view.page.locator(".token").all_inner_texts()
-    assert shown[:3] == HOSTILE[:3]
-    assert view.page.inner_text("#notes") == "<script>alert(2)</script>"
-    assert view.page.locator("img").count() == 0
-
-
-@pytest.mark.browser
-def test_cross_attention_reads_another_text(open_page: Any) -> None:
-    source, target = Text.guess(["a", "house"], name="source"), Text.guess(["ein", "Haus", "."])
-    weights = softmax_weights(2, 3, 2)
-    call = Call.from_weights(weights, name="cross", layer=0, query_text=1, key_text=0)
-    view = open_page(Record("t", "m", [source, target], [call]), "#token=1")
-    assert view.page.inner_text("#sentence") == "Haus reads, in head 0.0:"
-    assert [word for _, word, _ in view.listed()] == [
-        source.tokens[i] for i, _ in largest(weights[0, 1])
-    ]
-    view.page.click("#t0-1")
-    view.settle()
-    assert view.page.inner_text("#sentence") == "house is read by, in head 0.0:"
-
-
-@pytest.mark.browser
-def test_exports(open_page: Any) -> None:
-    view = open_page(small_record())
-    with view.page.expect_download() as download:
-        view.page.click("#csv")
-    lines = Path(download.value.path()).read_text().splitlines()
-    assert lines[0] == '"module","layer","head","kind","sharpness"'
-    assert lines[3] == '"layer.0.attention",0,2,"\'=1+1",0.9'
-    for button in ("#heat-png", "#map-png"):
-        with view.page.expect_download() as download:
-            view.page.click(button)
-        assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.browser
-def test_a_frame_works_without_sharing_its_origin(browser: Any) -> None:
-    outside = browser.new_page()
-    problems: list[str] = []
-    outside.on("pageerror", lambda error: problems.append(str(error)))
-    outside.set_content(f"<p>notebook</p>{iframe(small_record())}{iframe(small_record())}")
-    for number in range(2):
-        frame = outside.frame_locator("iframe").nth(number)
-        frame.locator("#heat[data-drawn]").wait_for()
-    frame.locator("#theme").click()
-    outside.close()
-    assert problems == []

@@ -57,7 +57,10 @@ def test_chosen_read_outs():
     assert list(summary.kept) == ["top_k", "received"]
     assert summary.received("max").shape == (2, 2, 9)
     for wrong, message in (
-        (lambda: summary.received(), r"received\(reduce='sum', queries=None\). Wanted: what was k"),
+        (
+            lambda: summary.received(),
+            r"received\(reduce='sum'.*Wanted: what was kept: received\(reduce='max'",
+        ),
         (lambda: summary.top_k(5), r"top_k\(k=5\)"),
         (lambda: summary.entropy(), "one of top_k, received"),
         (lambda: summary.dense(), 'mode="lazy"'),

@@ -19,18 +19,22 @@
 #include "isa/avx512.h"
 #include "kernel/kernel.h"
 #include "kernel/amx/tiles.h"
+#include "kernel/amx/parts.h"
 #include "kernel/amx/pack.h"
 #include "kernel/amx/weights.h"
 #include "kernel/amx/forward.h"
 #include "kernel/amx/gradients.h"
 #include "kernel/amx/backward.h"
+#include "kernel/amx/readouts.h"
 
 namespace regard {
 namespace amx {
 
 int forward_or_avx512(const regard_problem &p, const regard_array &output, void *lse) {
   if (!pays(p)) return avx512_kernels.forward(p, output, lse);
-  return Pipeline(p, output, static_cast<float *>(lse)).run();
+  auto *sums = static_cast<float *>(lse);
+  return p.dtype == REGARD_BFLOAT16 ? Pipeline<1>(p, output, sums).run()
+                                    : Pipeline<2>(p, output, sums).run();
 }
 int backward_or_avx512(const regard_problem &p, const regard_gradients &gradients) {
   if (!backward_pays(p)) return avx512_kernels.backward(p, gradients);
@@ -45,6 +49,16 @@ int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
   return avx512_kernels.scores(p, request);
 }
 
+int readouts_or_avx512(const regard_problem &p, const regard_array &output, void *lse,
+                       const regard_readouts_request &request) {
+  if (!scores_pay(p)) return avx512_kernels.readouts(p, output, lse, request);
+  if (output.data) {
+    const int status = forward_or_avx512(p, output, lse);
+    if (status != REGARD_OK) return status;
+  }
+  return sweep<float, MatrixBlock>(p, static_cast<const float *>(lse), request);
+}
+
 }  // namespace amx
 }  // namespace regard
 
@@ -56,6 +70,6 @@ int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
 
 namespace regard {
 const Kernels amx_kernels = {"amx", amx::forward_or_avx512, amx::backward_or_avx512,
-                             amx::scores_by_avx512};
+                             amx::scores_by_avx512, amx::readouts_or_avx512};
 }
 #endif

@@ -106,6 +106,8 @@ REGARD_INLINE MaskF operator|(MaskF a, MaskF b) { return {_mm256_or_ps(a.v, b.v)
 REGARD_INLINE MaskG operator|(MaskG a, MaskG b) { return {_mm256_or_pd(a.v, b.v)}; }
 REGARD_INLINE bool any(MaskF m) { return _mm256_movemask_ps(m.v) != 0; }
 REGARD_INLINE bool any(MaskG m) { return _mm256_movemask_pd(m.v) != 0; }
+REGARD_INLINE unsigned bits(MaskF m) { return static_cast<unsigned>(_mm256_movemask_ps(m.v)); }
+REGARD_INLINE unsigned bits(MaskG m) { return static_cast<unsigned>(_mm256_movemask_pd(m.v)); }
 REGARD_INLINE F select(MaskF m, F a, F b) { return {_mm256_blendv_ps(b.v, a.v, m.v)}; }
 REGARD_INLINE G select(MaskG m, G a, G b) { return {_mm256_blendv_pd(b.v, a.v, m.v)}; }
 
@@ -207,6 +209,7 @@ REGARD_INLINE void store_bfloat16(uint16_t *p, F a, int64_t n) {
 #endif
 
 namespace regard {
-const Kernels avx2_kernels = {avx2::kName, avx2::forward, avx2::backward, avx2::scores};
+const Kernels avx2_kernels = {avx2::kName, avx2::forward, avx2::backward, avx2::scores,
+                              avx2::readouts};
 }
 #endif

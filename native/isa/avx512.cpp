@@ -18,6 +18,13 @@
 #include "isa/avx512.h"
 #include "kernel/kernel.h"
 
+namespace regard {
+int avx512_forward_block(const regard_problem &p, const regard_array &output, void *lse,
+                         int64_t rows, int64_t index) {
+  return avx512::Forward<float>(p, output, lse, rows).wary_block(index);
+}
+}  // namespace regard
+
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -25,6 +32,7 @@
 #endif
 
 namespace regard {
-const Kernels avx512_kernels = {"avx512", avx512::forward, avx512::backward, avx512::scores};
+const Kernels avx512_kernels = {"avx512", avx512::forward, avx512::backward, avx512::scores,
+                                avx512::readouts};
 }
 #endif

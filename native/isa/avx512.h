@@ -79,6 +79,7 @@ REGARD_INLINE __mmask8 less_equal(G a, G b) { return _mm512_cmp_pd_mask(a.v, b.v
 REGARD_INLINE __mmask16 differ(F a, F b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ); }
 REGARD_INLINE __mmask8 differ(G a, G b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_NEQ_UQ); }
 REGARD_INLINE bool any(unsigned mask) { return mask != 0; }
+REGARD_INLINE unsigned bits(unsigned mask) { return mask; }
 REGARD_INLINE F select(__mmask16 m, F a, F b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
 REGARD_INLINE G select(__mmask8 m, G a, G b) { return {_mm512_mask_blend_pd(m, b.v, a.v)}; }
 

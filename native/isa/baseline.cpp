@@ -109,6 +109,12 @@ REGARD_INLINE bool any(Mask<T> m) {
   return (words[0] | words[1]) != 0;
 }
 template <class T>
+REGARD_INLINE unsigned bits(Mask<T> m) {
+  unsigned found = 0;
+  for (int i = 0; i < kLanes<T>; ++i) found |= (m.v[i] ? 1u : 0u) << i;
+  return found;
+}
+template <class T>
 REGARD_INLINE Vec<T> select(Mask<T> m, Vec<T> a, Vec<T> b) {
   return {(Raw<T>)((m.v & (Bits<T>)a.v) | (~m.v & (Bits<T>)b.v))};
 }
@@ -188,5 +194,5 @@ REGARD_INLINE Vec<T> zip_high(Vec<T> a, Vec<T> b) {
 
 namespace regard {
 const Kernels baseline_kernels = {baseline::kName, baseline::forward, baseline::backward,
-                                  baseline::scores};
+                                  baseline::scores, baseline::readouts};
 }

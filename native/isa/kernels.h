@@ -18,6 +18,8 @@ struct Kernels {
   int (*forward)(const regard_problem &problem, const regard_array &output, void *lse);
   int (*backward)(const regard_problem &problem, const regard_gradients &gradients);
   int (*scores)(const regard_problem &problem, const ScoresRequest &request);
+  int (*readouts)(const regard_problem &problem, const regard_array &output, void *lse,
+                  const regard_readouts_request &request);
 };
 
 extern const Kernels baseline_kernels;
@@ -25,6 +27,11 @@ extern const Kernels baseline_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels amx_kernels;
+
+// One block of rows alone, the index-th where a block has at most `rows` rows (at most 64), for
+// what the matrix unit cannot do: values that are not finite, among them hidden ones.
+int avx512_forward_block(const regard_problem &problem, const regard_array &output, void *lse,
+                         int64_t rows, int64_t index);
 #endif
 
 }  // namespace regard

@@ -29,6 +29,7 @@
 //   max(a, b), min(a, b): b where either is NaN
 //   less(a, b), less_equal(a, b), differ(a, b) (NaN differs from itself), a & b, a | b, any(mask)
 //   select(mask, a, b): a where mask holds, else b
+//   bits(mask): lane i as bit i
 //   nonzero<T>(bytes): which of kLanes<T> bytes are not zero
 //   fraction(x) = x - floor(x) and scale_exp2(p, x) = p * 2^floor(x), for p in [1, 2]: 0 once the
 //     result underflows, x = -inf included; NaN stays NaN

@@ -1,6 +1,6 @@
-// One row at a time, over only what it may see. Products of tiles multiply hidden weights, which
-// are 0, by hidden values; where those are infinite or NaN the row comes out as NaN and is done
-// again here. A visible NaN comes out again.
+// Gradients one row at a time, over only what it may see. Products of tiles multiply hidden
+// weights, which are 0, by hidden values; where those are infinite or NaN the row comes out as NaN
+// and is done again here. A visible NaN comes out again.
 #ifndef REGARD_KERNEL_CAREFUL_H
 #define REGARD_KERNEL_CAREFUL_H
 
@@ -22,7 +22,6 @@ REGARD_INLINE void add_scaled(T *to, const T *from, T factor, int64_t n) {
 template <class T>
 class Careful {
  public:
-  // `d_output` may be absent, for the forward.
   Careful(const regard_problem &p, const regard_array &d_output, Scratch &scratch)
       : p_(p), d_output_(d_output), size_(padded<T>(p.head_size)), width_(padded<T>(p.value_size)) {
     query_ = scratch.take<T>(size_);
@@ -32,34 +31,19 @@ class Careful {
     sum_ = scratch.take<T>(std::max(size_, width_));
   }
 
-  // output of one query, whose log-sum-exp is given
-  void output(int64_t b, int64_t h, int64_t i, T lse, const regard_array &y) {
+  void d_query(int64_t b, int64_t h, int64_t i, const regard_gradients &g) {
     clear();
     load_query(b, h, i);
     for (int64_t j = 0; j < p_.keys; ++j) {
       if (!sees(p_, b, h, i, j)) continue;
       load_key(b, h, j);
-      add_scaled(sum_, value_, weight(b, h, i, j, lse) * factor(b, h, i, j), width_);
+      add_scaled(sum_, key_, d_score(b, h, i, j, g), size_);
     }
-    narrow_row(row_of(y, p_.dtype, b, h, i), sum_, p_.value_size, p_.dtype, T(1));
-  }
-
-  void d_query(int64_t b, int64_t h, int64_t i, const T *lse, const T *delta,
-               const regard_array &to) {
-    clear();
-    load_query(b, h, i);
-    const int64_t row = (b * p_.heads + h) * p_.queries + i;
-    for (int64_t j = 0; j < p_.keys; ++j) {
-      if (!sees(p_, b, h, i, j)) continue;
-      load_key(b, h, j);
-      add_scaled(sum_, key_, d_score(b, h, i, j, lse[row], delta[row]), size_);
-    }
-    narrow_row(row_of(to, p_.dtype, b, h, i), sum_, p_.head_size, p_.dtype, T(p_.scale));
+    narrow_row(row_of(g.d_query, p_.dtype, b, h, i), sum_, p_.head_size, p_.dtype, T(p_.scale));
   }
 
   // for a key head, over the queries of its whole group
-  void d_key(int64_t b, int64_t key_head, int64_t j, const T *lse, const T *delta,
-             const regard_array &to) {
+  void d_key(int64_t b, int64_t key_head, int64_t j, const regard_gradients &g) {
     clear();
     const int64_t group = p_.heads / p_.key_heads;
     for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) {
@@ -67,14 +51,14 @@ class Careful {
       for (int64_t i = 0; i < p_.queries; ++i) {
         if (!sees(p_, b, h, i, j)) continue;
         load_query(b, h, i);
-        const int64_t row = (b * p_.heads + h) * p_.queries + i;
-        add_scaled(sum_, query_, d_score(b, h, i, j, lse[row], delta[row]), size_);
+        add_scaled(sum_, query_, d_score(b, h, i, j, g), size_);
       }
     }
-    narrow_row(row_of(to, p_.dtype, b, key_head, j), sum_, p_.head_size, p_.dtype, T(p_.scale));
+    narrow_row(row_of(g.d_key, p_.dtype, b, key_head, j), sum_, p_.head_size, p_.dtype,
+               T(p_.scale));
   }
 
-  void d_value(int64_t b, int64_t value_head, int64_t j, const T *lse, const regard_array &to) {
+  void d_value(int64_t b, int64_t value_head, int64_t j, const regard_gradients &g) {
     clear();
     const int64_t group = p_.heads / p_.value_heads;
     for (int64_t h = value_head * group; h < (value_head + 1) * group; ++h) {
@@ -82,11 +66,11 @@ class Careful {
       for (int64_t i = 0; i < p_.queries; ++i) {
         if (!sees(p_, b, h, i, j)) continue;
         load_query(b, h, i);
-        const T p = weight(b, h, i, j, lse[(b * p_.heads + h) * p_.queries + i]);
+        const T p = weight(b, h, i, j, lse_of(g, b, h, i));
         add_scaled(sum_, grad_, p * factor(b, h, i, j), width_);
       }
     }
-    narrow_row(row_of(to, p_.dtype, b, value_head, j), sum_, p_.value_size, p_.dtype, T(1));
+    narrow_row(row_of(g.d_value, p_.dtype, b, value_head, j), sum_, p_.value_size, p_.dtype, T(1));
   }
 
  private:
@@ -94,7 +78,6 @@ class Careful {
 
   void load_query(int64_t b, int64_t h, int64_t i) {
     widen_row(query_, row_of(p_.query, p_.dtype, b, h, i), p_.head_size, p_.dtype);
-    if (!d_output_.data) return;
     widen_row(grad_, row_of(d_output_, p_.dtype, b, h, i), p_.value_size, p_.dtype);
   }
   void load_key(int64_t b, int64_t h, int64_t j) {
@@ -132,9 +115,13 @@ class Careful {
     return lse == -kInfinity<T> ? 0 : std::exp(score - lse);
   }
 
-  T d_score(int64_t b, int64_t h, int64_t i, int64_t j, T lse, T delta) {
-    const T p = weight(b, h, i, j, lse);
+  T d_score(int64_t b, int64_t h, int64_t i, int64_t j, const regard_gradients &g) {
+    const T p = weight(b, h, i, j, lse_of(g, b, h, i)), delta = delta_of<T>(p_, g, b, h, i);
     return p * (dot(grad_, value_, width_) * factor(b, h, i, j) - delta) * slope_;
+  }
+
+  T lse_of(const regard_gradients &g, int64_t b, int64_t h, int64_t i) const {
+    return static_cast<const T *>(g.lse)[(b * p_.heads + h) * p_.queries + i];
   }
 
   const regard_problem &p_;

@@ -19,11 +19,12 @@ struct Tiles {
 template <class T>
 class Forward {
  public:
-  Forward(const regard_problem &p, const regard_array &output, void *lse)
+  // Blocks have at most `rows` rows.
+  Forward(const regard_problem &p, const regard_array &output, void *lse, int64_t rows = kBlock<T>)
       : p_(p),
         output_(output),
         lse_(static_cast<T *>(lse)),
-        cut_(p),
+        cut_(p, rows),
         blocks_(cut_.count(p)),
         width_(padded<T>(p.value_size)) {
     const int64_t wanted = (kItems + blocks_ - 1) / blocks_;
@@ -38,6 +39,12 @@ class Forward {
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const int status = parallel(blocks_ * chunks_, p_.threads, &Forward::task, this);
     return status == REGARD_OK ? parallel(blocks_, p_.threads, &Forward::merge_task, this) : status;
+  }
+
+  // One block alone, some of whose hidden values are known to be infinite or NaN.
+  int wary_block(int64_t index) {
+    chunks_ = 1;
+    return block(index, 0, true);
   }
 
  private:
@@ -70,30 +77,34 @@ class Forward {
 
   static int task(void *context, int64_t index) {
     const Forward &self = *static_cast<Forward *>(context);
-    const regard_problem &p = self.p_;
+    return self.block(index / self.chunks_, index % self.chunks_, false);
+  }
+
+  int block(int64_t index, int64_t chunk, bool wary) const {
     Scratch scratch(Scratch::kTask);
     State s;
-    s.block.allocate(p, scratch);
+    s.block.allocate(p_, scratch);
     s.scores = scratch.take<T>(kTileSize<T>);
-    s.factors = p.dropout > 0 ? scratch.take<T>(kTileSize<T>) : nullptr;
-    s.keys = scratch.take<T>(kTile<T> * padded<T>(p.head_size));
-    s.values = scratch.take<T>(kTile<T> * self.width_);
-    s.wary.allocate(self.width_, scratch);
-    s.output = self.parts_ ? self.part(index).output : scratch.take<T>(kBlock<T> * self.width_);
+    s.factors = p_.dropout > 0 ? scratch.take<T>(kTileSize<T>) : nullptr;
+    s.keys = scratch.take<T>(kTile<T> * padded<T>(p_.head_size));
+    s.values = scratch.take<T>(kTile<T> * width_);
+    s.wary.allocate(width_, scratch);
+    const Part part = parts_ ? this->part(index * chunks_ + chunk) : Part();
+    s.output = parts_ ? part.output : scratch.take<T>(kBlock<T> * width_);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
 
-    self.cut_.set(p, index / self.chunks_, &s.block.rows);
+    cut_.set(p_, index, &s.block.rows);
     s.block.set();
-    if (p.dropout > 0) s.dropout.set(p, s.block.rows);
-    self.sweep(s, index % self.chunks_);
-    if (self.output_.data && s.masked && !self.finite(s)) {
+    if (p_.dropout > 0) s.dropout.set(p_, s.block.rows);
+    s.wary.on = wary;
+    sweep(s, chunk);
+    if (!wary && output_.data && s.masked && !finite(s)) {
       s.wary.on = true;
-      self.sweep(s, index % self.chunks_);
+      sweep(s, chunk);
     }
-    if (!self.parts_) {
-      self.finish(s.block.rows, s.softmax, s.output);
+    if (!parts_) {
+      finish(s.block.rows, s.softmax, s.output);
     } else {
-      const Part part = self.part(index);
       std::copy_n(s.softmax.pivot, s.block.rows.width, part.pivot);
       std::copy_n(s.softmax.sum, s.block.rows.width, part.sum);
     }

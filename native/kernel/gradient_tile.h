@@ -33,12 +33,12 @@ class GradientBlock {
       pack_rows(rows, gradients_->d_output, p.dtype, p.value_size, T(1), staging_, d_output_);
     }
     const T *lse = static_cast<const T *>(gradients_->lse);
-    const T *delta = static_cast<const T *>(gradients_->delta);
     for (int r = 0; r < rows.width; ++r) {
       const int64_t at = (rows.batch * p.heads + rows.head[r]) * p.queries + rows.query[r];
       // A row that saw nothing has weights 2^(score - inf) = 0.
       shift_[r] = lse[at] == -kInfinity<T> ? lse[at] : -lse[at] * static_cast<T>(kLog2e);
-      delta_[r] = delta[at];
+      if (d_output_)
+        delta_[r] = delta_of<T>(p, *gradients_, rows.batch, rows.head[r], rows.query[r]);
     }
   }
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from regard.dispatch import Plan
 from regard.frontends import front_end
+from regard.frontends.repeated import repeat
 from regard.operator import AttentionWeights
 from regard.problem import make
 
@@ -64,6 +65,10 @@ def attention(
     Source: Vaswani et al., "Attention Is All You Need" (2017); computed tile by tile with an online
     softmax as in Dao et al., "FlashAttention" (2022).
     """
+    if bias is None and sinks is None and dropout_seed is None and not dropout_p:
+        output = repeat(query, key, value, mask, scale, softcap, layout, backend)
+        if output is not None:
+            return output
     front = front_end(query=query, key=key, value=value, bias=bias, sinks=sinks)
     problem = make(
         query,

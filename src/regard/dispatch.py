@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regard._arrays import as_numpy
 from regard.errors import BackendError
 from regard.kernels import native, reference
+from regard.kernels.native import Prepared
 from regard.problem import Problem
 
-__all__ = ["Plan", "backward", "forward", "plan", "score_block"]
+__all__ = [
+    "Plan",
+    "Prepared",
+    "backward",
+    "choose",
+    "dense",
+    "forward",
+    "plan",
+    "prepare",
+    "read_out",
+    "score_block",
+]
 
 BACKENDS = ("native", "reference")
 
@@ -86,21 +97,31 @@ def forward(problem: Problem, output: Any, lse: Any, backend: str | None = None)
         _write(lse, total)
 
 
+def prepare(problem: Problem, output: Any, backend: str | None = None) -> Prepared | None:
+    """`forward` for all problems that differ in addresses alone; None where there is no such way.
+
+    The problem has no other arrays than query, key and value.
+    """
+    return native.prepare(problem, output) if choose(backend)[0] == "native" else None
+
+
 def backward(
-    problem: Problem, d_output: Any, lse: Any, delta: Any, backend: str | None = None, **wanted: Any
+    problem: Problem,
+    output: Any,
+    lse: Any,
+    d_output: Any,
+    d_lse: Any,
+    backend: str | None = None,
+    **wanted: Any,
 ) -> None:
     """Write the gradients that `wanted` names: d_query, d_key, d_value, d_bias, d_sinks.
 
-    delta is Σ_e d_output · output − d_lse, (B, H, Lq), as lse contiguous and of the accumulation
-    type.
+    output and lse are what `forward` wrote; output may be None if d_value alone is wanted, d_lse
+    None is 0.
     """
     if choose(backend)[0] == "native":
-        native.backward(problem, d_output, lse, delta, **wanted)
+        native.backward(problem, output, lse, d_output, d_lse, **wanted)
         return
-    output = _own_output(problem)
-    with np.errstate(invalid="ignore"):  # a query that sees nothing: its gradient does not count
-        products = np.where(output == 0, 0, as_numpy(d_output).astype(np.float64) * output)
-    d_lse = products.sum(axis=-1) - as_numpy(delta)
     gradients = reference.backward(problem, d_output, d_lse)
     for name, array in wanted.items():
         _write(array, getattr(gradients, name.removeprefix("d_")))
@@ -115,8 +136,20 @@ def score_block(
     return reference.scores(problem)[batch, head, rows, keys]
 
 
-def _own_output(problem: Problem) -> npt.NDArray[np.float64]:
-    return reference.forward(problem)[0].reshape(*problem.query.shape[:-1], -1)
+def read_out(
+    problem: Problem, output: Any, lse: Any, fields: dict[str, Any], backend: str | None = None
+) -> None:
+    """Fill the arrays that read-outs ask for; the output and lse too where one is given.
+
+    Only the native core reads out: for the reference there is `dense`.
+    """
+    assert choose(backend)[0] == "native"
+    native.read_out(problem, output, lse, fields)
+
+
+def dense(problem: Problem) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Scores and weights (B, H, Lq, Lk) in float64: memory quadratic in length."""
+    return reference.scores(problem), reference.weights(problem)[0]
 
 
 def _describe_mask(problem: Problem) -> str:

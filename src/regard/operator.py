@@ -8,50 +8,29 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from importlib import import_module
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from regard import readouts
+from regard import dispatch
 from regard._arrays import as_numpy, dtype_name
 from regard.errors import DtypeError, OptionError, ShapeError, StaleOperator
 from regard.frontends import front_end
 from regard.problem import Problem
+from regard.reading import DEFAULT_READ_OUTS, ReadOuts, namespace, requested
+from regard.readouts import Edges, Gathering
 from regard.selection import indices, select, spans, visible
 
 __all__ = ["DEFAULT_READ_OUTS", "AttentionWeights"]
 
-# What `attend(v, read_outs="default")` gathers: enough to describe any head.
-DEFAULT_READ_OUTS: dict[str, Any] = {
-    "lse": True,
-    "max_score": True,
-    "max_weight": True,
-    "entropy": True,
-    "effective_keys": True,
-    "top_k": 8,
-    "distance": True,
-    "distance_bins": True,
-    "mass": 1,
-    "received": True,
-    "pooled": {"shape": (64, 64), "reduce": "both"},
-}
-
-_FIRST_ARGUMENT = {
-    "top_k": "k",
-    "threshold": "least",
-    "mass": "keys",
-    "distance": "offset",
-    "distance_bins": "offset",
-    "offsets": "offsets",
-    "received": "reduce",
-    "pooled": "shape",
-}
+_SHOWN = 4_000_000  # weights up to which a notebook shows them
 
 
-class AttentionWeights:
+class AttentionWeights(ReadOuts):
     """softmax(scale · q kᵀ + bias) under a mask: a lazy operator of shape (B, H, Lq, Lk).
 
     Make one with `regard.weights`. It refers to its arrays and does not copy them. i counts
@@ -101,95 +80,30 @@ class AttentionWeights:
         return self._leave_layout(self._front.attention(self._with_value(value), self._backend))
 
     def attend(self, value: Any, *, read_outs: str | None = None, **wanted: Any) -> tuple[Any, Any]:
-        """`self @ value` and read-outs of the same weights.
+        """`self @ value` and read-outs of the same weights, in the same sweep where that can be.
 
-        wanted: a keyword is a read-out's name; True means its defaults, another value its first
-            argument, a dict its keywords: `top_k=8, received=True, pooled={"reduce": "max"}`.
-        read_outs: "default" for a preset that describes any head (DEFAULT_READ_OUTS).
+        wanted, read_outs: as `read` takes them.
 
         Returns the output, the same bits as `self @ value`, and an object with each read-out as an
         attribute.
         """
-        if read_outs not in (None, "default"):
-            raise OptionError(f"read_outs={read_outs!r}", 'None or "default"')
-        requests = {**(DEFAULT_READ_OUTS if read_outs else {}), **wanted}
-        keywords = {n: _keywords(n, given) for n, given in requests.items() if given is not False}
-        return self @ value, SimpleNamespace(**self._gather(keywords))
+        requests = requested(read_outs, wanted)
+        problem = self._with_value(value)
+        if not requests:
+            return self._leave_layout(self._front.attention(problem, self._backend)), namespace({})
+        gathering = self._gathering(requests)
+        output, lse = self._front.attend(problem, self._backend, gathering.fields)
+        if lse is None:
+            self._front.untraced(gathering.sweep)(self._host_lse())
+        else:
+            self._lse = self._flat_lse(lse)
+        return self._leave_layout(output), namespace(self._results(gathering, requests))
 
     def lse(self) -> Any:
         """log Σ_j exp s_ij, the sink's score among them: (B, H, Lq), differentiable."""
         self._check_fresh()
         total = self._front.lse(self._problem, self._backend)
         return total.reshape((*self._lead, total.shape[-1]))
-
-    def max_score(self) -> Any:
-        """max_j s_ij: (B, H, Lq); −∞ where nothing is seen."""
-        return self._one("max_score")
-
-    def max_weight(self) -> Any:
-        """max_j p_ij: (B, H, Lq)."""
-        return self._one("max_weight")
-
-    def entropy(self) -> Any:
-        """−Σ_j p_ij log p_ij in nats: (B, H, Lq); not renormalised where a sink takes weight."""
-        return self._one("entropy")
-
-    def effective_keys(self) -> Any:
-        """1 / Σ_j p_ij²: (B, H, Lq); 0 where nothing is seen."""
-        return self._one("effective_keys")
-
-    def top_k(self, k: int = 8) -> Any:
-        """Per query the k largest weights and their keys: a named tuple (weights, keys).
-
-        Both (B, H, Lq, k), falling; ties go to the lower key; where fewer are seen, the key is −1
-        and the weight 0.
-        """
-        return self._one("top_k", k=k)
-
-    def threshold(self, least: float = 0.1) -> Any:
-        """All pairs with p_ij ≥ least: named tuple (batch, head, query, key, weight) of vectors.
-
-        At most 1 / least pairs a query. `batch` counts the flattened batch.
-        """
-        return self._one("threshold", least=least)
-
-    def mass(self, keys: Any = 1) -> Any:
-        """Σ_{j in keys} p_ij: (B, H, Lq).
-
-        keys: a number of first keys; or booleans (Lk,) or (B, Lk); or as many integers, a group
-            number for each key (negative: none), which gives (B, H, Lq, groups).
-        """
-        return self._one("mass", keys=keys)
-
-    def distance(self, offset: int = 0) -> Any:
-        """Σ_j p_ij |j − (i + offset)|, in positions: (B, H, Lq)."""
-        return self._one("distance", offset=offset)
-
-    def distance_bins(self, offset: int = 0) -> Any:
-        """Weight by distance |j − (i + offset)|: (B, H, Lq, bins).
-
-        Bin 0 is distance 0, bin n the distances 2ⁿ⁻¹ … 2ⁿ − 1.
-        """
-        return self._one("distance_bins", offset=offset)
-
-    def offsets(self, offsets: Any = (-1, 0, 1)) -> Any:
-        """p_{i, i + o} for each offset o (previous, self, next): (B, H, Lq, n); 0 outside."""
-        return self._one("offsets", offsets=offsets)
-
-    def received(self, reduce: str = "sum", queries: Any = None) -> Any:
-        """What each key receives, Σ_i p_ij: (B, H, Lk).
-
-        reduce: "sum", "mean" over the queries that can see the key, or "max".
-        queries: count these only: a slice, indices, or booleans (Lq,).
-        """
-        return self._one("received", reduce=reduce, queries=queries)
-
-    def pooled(self, shape: tuple[int, int] = (64, 64), reduce: str = "sum") -> Any:
-        """The map summed into cells: (B, H, rows, columns). Row i falls in cell i · rows // Lq.
-
-        reduce: "sum", "max", or "both" for a named tuple (sum, max).
-        """
-        return self._one("pooled", shape=shape, reduce=reduce)
 
     def rows(self, queries: Any) -> Any:
         """The weights of some queries: (B, H, n, Lk) for indices (n,)."""
@@ -212,7 +126,7 @@ class AttentionWeights:
         for n, (row, column) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
             for b, h in self._heads():
                 pair = slice(row, row + 1), slice(column, column + 1)
-                values[b, h, n] = self._block(b, h, *pair).weights[0, 0]
+                values[b, h, n] = self._block(b, h, *pair)[0, 0]
         return self._out(values.astype(host.accumulation_dtype))
 
     def dense(self) -> Any:
@@ -261,6 +175,17 @@ class AttentionWeights:
         names = ", ".join((*extra, *letters, "Lq", "Lk"))
         return f"AttentionWeights ({names}) = {self.shape}, {self._problem.dtype}{mask}"
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """In a notebook, the first batch element as a page to look around in, if it is small."""
+        from regard.viewer.notebook import weights_bundle
+
+        first = self[(0,) * (len(self._lead) - 1)] if len(self._lead) > 1 else self
+        if not 0 < math.prod(first.shape) <= _SHOWN:
+            return {"text/plain": repr(self)}
+        queries, keys = first.shape[-2:]
+        dense = as_numpy(first.dense()).reshape(-1, queries, keys)
+        return weights_bundle(dense.astype(np.float32), repr(self))
+
     def _cut(self, query: Any, key: Any) -> Any:
         """Dense rows and columns by what stood at Lq and Lk in an index: slices or integers."""
         wanted: list[npt.NDArray[np.int64] | None] = []
@@ -294,8 +219,7 @@ class AttentionWeights:
         width = keys.stop - keys.start
         for (b, h), (start, stop) in itertools.product(self._heads(), spans(i, width)):
             part = slice(int(i[start]), int(i[stop - 1]) + 1)
-            block = self._block(b, h, part, keys)
-            values = block.scores if scores else block.weights
+            values = self._block(b, h, part, keys, scores)
             found[b, h, start:stop] = values[:, j - keys.start]
         return self._out(found)
 
@@ -303,20 +227,26 @@ class AttentionWeights:
         extent = self._problem.extent
         return list(itertools.product(range(extent.flat_batch), range(extent.heads)))
 
-    def _block(self, b: int, h: int, rows: slice, keys: slice) -> readouts.Block:
-        block = self._front.untraced(readouts.block)
-        found: readouts.Block = block(
-            self._host(), self._host_lse(), self._reader, b, h, rows, keys
-        )
-        return found
-
-    def _one(self, name: str, **keywords: Any) -> Any:
-        return self._gather({name: keywords})[name]
+    def _block(self, b: int, h: int, rows: slice, keys: slice, scores: bool = False) -> Any:
+        """(rows, keys) of one head's weights or scores."""
+        block = self._front.untraced(dispatch.score_block)
+        found = block(self._host(), b, h, rows, keys, self._reader)
+        return found if scores else _weights(found, self._host_lse()[b, h, rows])
 
     def _gather(self, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        gather = self._front.untraced(readouts.gather)
-        found = gather(self._host(), self._host_lse(), self._reader, requests)
-        return {name: self._out_any(result) for name, result in found.items()}
+        gathering = self._gathering(requests)
+        self._front.untraced(gathering.sweep)(self._host_lse())
+        return self._results(gathering, requests)
+
+    def _gathering(self, requests: dict[str, dict[str, Any]]) -> Gathering:
+        others = {name: given for name, given in requests.items() if name != "lse"}
+        return Gathering(self._host(), self._reader, others)
+
+    def _results(self, gathering: Gathering, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        found = self._front.untraced(gathering.results)(self._host_lse())
+        if "lse" in requests:
+            found = {"lse": self._host_lse(), **found}
+        return {name: self._out_any(found[name]) for name in requests}
 
     def _host(self) -> Problem:
         """The problem with its arrays in main memory."""
@@ -328,14 +258,16 @@ class AttentionWeights:
     def _host_lse(self) -> npt.NDArray[Any]:
         """(B, H, Lq), B flattened."""
         if self._lse is None:
-            extent = self._problem.extent
-            total = as_numpy(self._front.lse(self._host(), self._reader))
-            self._lse = total.reshape(extent.flat_batch, extent.heads, extent.queries)
+            self._lse = self._flat_lse(self._front.lse(self._host(), self._reader))
         return self._lse
 
+    def _flat_lse(self, lse: Any) -> npt.NDArray[Any]:
+        extent = self._problem.extent
+        return as_numpy(lse).reshape(extent.flat_batch, extent.heads, extent.queries)
+
     def _out_any(self, result: Any) -> Any:
-        if isinstance(result, readouts.Edges):
-            return readouts.Edges(*(self._to_framework(array) for array in result))
+        if isinstance(result, Edges):
+            return Edges(*(self._to_framework(array) for array in result))
         if isinstance(result, tuple):
             return type(result)(*(self._out(array) for array in result))
         return self._out(result)
@@ -427,6 +359,13 @@ class Transposed:
         return f"{self.mT!r}, transposed"
 
 
+def _weights(scores: npt.NDArray[Any], lse: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """exp(scores − lse) of some rows; a query that sees nothing has weights 0."""
+    with np.errstate(invalid="ignore"):
+        weights: npt.NDArray[Any] = np.exp(scores - np.where(lse == -np.inf, 0, lse)[:, None])
+    return weights
+
+
 def _remade(
     problem: Problem, front: str, backend: str | None, axes: tuple[bool, ...], name: str | None
 ) -> AttentionWeights:
@@ -434,16 +373,3 @@ def _remade(
     made = AttentionWeights(problem, import_module(front), backend, axes)
     made.name = name
     return made
-
-
-def _keywords(name: str, given: Any) -> dict[str, Any]:
-    """A read-out's keywords from what `attend` was given for it."""
-    if name not in readouts.KINDS:
-        raise OptionError(f"{name}=…", f"the name of a read-out: {', '.join(readouts.KINDS)}")
-    if given is True:
-        return {}
-    if isinstance(given, dict):
-        return given
-    if name not in _FIRST_ARGUMENT:
-        raise OptionError(f"{name}={given!r}", f"{name}=True: it takes no argument")
-    return {_FIRST_ARGUMENT[name]: given}

@@ -67,6 +67,13 @@ class Problem:
         return self.key_heads if self.value is None else int(self.value.shape[-3])
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The output's shape as the caller's layout has it."""
+        *batch, heads, queries, _ = self.query.shape
+        rows = (heads, queries) if self.layout == "BHLD" else (queries, heads)
+        return (*batch, *rows, self.value_size)
+
+    @property
     def dtype(self) -> str:
         """The element type's plain name, one of DTYPES."""
         return dtype_name(self.query)
@@ -280,7 +287,12 @@ def _number(name: str, value: Any) -> float:
             "a plain number, since no gradient reaches it",
             "a learned factor belongs to the queries: multiply the queries by it",
         )
-    return float(value)
+    try:
+        return float(value)
+    except TypeError as error:  # of JAX, where a traced number has no value yet
+        raise OptionError(
+            f"{name} of type {type(value).__name__}", "a plain number, known in advance"
+        ) from error
 
 
 def _dropout(dropout_p: float) -> float:

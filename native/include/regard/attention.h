@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 // Changes whenever a struct below changes; Python refuses a library of another version.
-#define REGARD_ABI_VERSION 1
+#define REGARD_ABI_VERSION 2
 
 enum regard_dtype {
   REGARD_FLOAT32 = 0,
@@ -85,11 +85,11 @@ REGARD_EXPORT int regard_forward(const regard_problem *problem, const regard_arr
                                  void *lse);
 
 // Gradients of sum(output * d_output) + sum(lse * d_lse). Each of those below with data NULL is
-// neither wanted nor computed. delta is sum_e(d_output * output) - d_lse, (B, H, Lq), contiguous,
-// of the accumulation type; lse as the forward returned it.
+// neither wanted nor computed. output and lse as the forward returned them; where the output is 0,
+// d_output does not count. lse and d_lse are (B, H, Lq), contiguous, of the accumulation type.
 typedef struct {
-  regard_array d_output;  // (B, H, Lq, E)
-  const void *lse, *delta;
+  regard_array output, d_output;         // (B, H, Lq, E); output absent if d_value alone is wanted
+  const void *lse, *d_lse;               // d_lse NULL: 0
   regard_array d_query, d_key, d_value;  // shapes of query, key, value; written, not added to
   regard_grid d_bias;  // float32 (float64 for float64); broadcast dimensions are summed; written
   void *d_sinks;       // (H), accumulation type
@@ -102,6 +102,60 @@ REGARD_EXPORT int regard_backward(const regard_problem *problem, const regard_gr
 REGARD_EXPORT int regard_scores(const regard_problem *problem, int64_t batch, int64_t head,
                                 int64_t first, int64_t last, int64_t first_key, int64_t last_key,
                                 void *scores, int64_t row_stride);
+
+// Read-outs of the weights p_ij = exp(score_ij - lse_i), i a query, j a key: what has a NULL
+// pointer is not wanted and costs nothing. Arrays are contiguous; void * is the accumulation type.
+enum regard_reduction { REGARD_SUM = 0, REGARD_MEAN = 1, REGARD_MAX = 2 };
+typedef struct {
+  // Of each query, (B, H, Lq): entropy -sum p log p, effective keys 1 / sum p^2 (0 where nothing is
+  // seen), distance sum p |j - (i + distance_offset)|.
+  void *max_score, *max_weight, *entropy, *effective_keys, *distance;
+  int64_t distance_offset;
+  // (B, H, Lq, bin_count): weight by distance |j - (i + bin_offset)|. Bin 0 is distance 0, bin n
+  // the distances 2^(n-1) ... 2^n - 1; no distance may lie beyond the last.
+  void *bins;
+  int64_t bin_count, bin_offset;
+  // (B, H, Lq, top_count): the largest weights, falling, and their keys; ties to the lower key;
+  // missing ones are -1 with weight 0.
+  void *top_weights;
+  int64_t *top_keys;
+  int64_t top_count;
+  // (B, H, Lq, offset_count): p of j = i + offset, 0 outside.
+  void *offset_weights;
+  const int64_t *offsets;
+  int64_t offset_count;
+  // (B, H, Lq, mass_count): weight on the keys of each group; key_groups has a group for each of
+  // the keys of a batch element, negative: none.
+  void *mass;
+  const int32_t *key_groups;
+  int64_t key_groups_stride, mass_count;
+  // Weights of at least edge_least: how many there are, (B, H, Lq); or, with edge_starts (where the
+  // first of each query goes), their keys and weights.
+  double edge_least;
+  int64_t *edge_counts;
+  const int64_t *edge_starts;
+  int64_t *edge_keys;
+  void *edge_weights;
+  // (B, H, received_count, Lk): what a key receives from the queries of each group, by a
+  // regard_reduction; the mean is over those that can see it.
+  void *received;
+  const int32_t *query_groups;
+  int64_t received_count, received_reduction;
+  // (B, H, Lk, top_query_count): the largest weights on a key and their queries, as above.
+  void *top_query_weights;
+  int64_t *top_queries;
+  int64_t top_query_count;
+  // (B, H, pooled_rows, pooled_columns): query i falls in row i * rows / Lq, key j in column
+  // j * columns / Lk.
+  void *pooled_sum, *pooled_max;
+  int64_t pooled_rows, pooled_columns;
+  // (B, H, H): sum_ij of the products of the weights of two heads.
+  void *products;
+} regard_readouts_request;
+// `output` absent (NULL or data NULL): `lse` is read, as the forward returned it. Else both are
+// written, the same bits as regard_forward would write.
+REGARD_EXPORT int regard_readouts(const regard_problem *problem, const regard_array *output,
+                                  void *lse, const regard_readouts_request *request);
 
 REGARD_EXPORT int regard_abi_version(void);
 // Names of the instruction sets compiled in that this machine can run, best first, separated by

@@ -1,5 +1,4 @@
-// The bfloat16 backward on the matrix unit. Work is cut as in kernel/backward.h: pieces of (batch,
-// key head, chunk of queries), within them panels of queries against groups of keys.
+// The bfloat16 backward on the matrix unit. Within a piece, panels of queries meet groups of keys.
 //
 // A panel is up to 16 blocks of 64 rows. Groups of 4 tiles of 32 keys meet 4 blocks of it at a
 // time: first all their scores, weights and gradients of scores, then what these add to the
@@ -11,6 +10,8 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
+constexpr int64_t kTileKeys = kDepth;
+
 // Fewer queries or keys leave too much of a tile empty.
 inline bool backward_pays(const regard_problem &p) {
   if (p.dtype != REGARD_BFLOAT16 || !(p.scale > 0)) return false;
@@ -18,45 +19,10 @@ inline bool backward_pays(const regard_problem &p) {
   return p.queries >= kTileRows && p.keys >= kTileRows;
 }
 
-class MatrixBackward {
- public:
-  MatrixBackward(const regard_problem &p, const regard_gradients &g)
-      : p_(p),
-        g_(g),
-        turned_(turn(p, g)),
-        shape_(p),
-        turned_shape_(turned_),
-        group_(p.heads / p.key_heads),
-        size_(turned_shape_.width),
-        width_(shape_.width),
-        scores_(g.d_query.data || g.d_key.data) {
-    const int64_t pieces = p.batch * p.key_heads, rows = group_ * p.queries;
-    chunks_ = std::max<int64_t>(1, std::min((kPieces + pieces - 1) / pieces, rows / kLeastRows));
-    chunks_ = std::min(chunks_, std::max<int64_t>(1, p.queries / kRows));
-  }
-
-  int run() {
-    if (!scores_ && !g_.d_value.data) return REGARD_OK;
-    Scratch scratch(Scratch::kCall);
-    const int64_t pieces = p_.batch * p_.key_heads * chunks_;
-    if (chunks_ > 1) {
-      const int64_t values = p_.batch * p_.value_heads * chunks_;
-      if (g_.d_key.data) d_keys_ = scratch.take<float>(pieces * shape_.keys * size_);
-      if (g_.d_value.data) d_values_ = scratch.take<float>(values * shape_.keys * width_);
-      if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-    }
-    const int status = parallel(pieces, p_.threads, &MatrixBackward::piece_task, this);
-    if (status != REGARD_OK || chunks_ == 1) return status;
-    const int64_t blocks = (p_.keys + kRows - 1) / kRows;
-    return parallel(p_.batch * p_.value_heads * blocks, p_.threads, &MatrixBackward::add_task,
-                    this);
-  }
-
- private:
-  static constexpr int64_t kPieces = 16, kLeastRows = 256, kRows = kBlock<float>;
+class MatrixBackward : public Pieces<float, MatrixBackward> {
+  static constexpr int64_t kRows = kBlock<float>;
   static constexpr int kPanelBlocks = 16, kBlocks = 4, kTiles = 4;
-  static constexpr int64_t kPanelRows = kPanelBlocks * kRows, kGroupRows = kBlocks * kRows,
-                           kGroupKeys = kTiles * kTileKeys;
+  static constexpr int64_t kGroupRows = kBlocks * kRows, kGroupKeys = kTiles * kTileKeys;
 
   // A block of rows of a panel.
   struct Queries {
@@ -94,22 +60,7 @@ class MatrixBackward {
 
   // Other work could go between products; there is none (see benchmarks/ladder.md).
   struct Nothing {
-    void run(int) {}
-  };
-
-  struct Piece {
-    int64_t batch, key_head, chunk;
-    int64_t value_head;
-    uint16_t *keys, *turned_keys, *values;  // packed, one tile when it is first seen
-    bool *packed_keys, *packed_values;
-    float *d_key, *d_value;  // sums: of all keys
-    Queries blocks[kPanelBlocks];
-    int count, width;                        // of the panel: blocks, rows
-    uint16_t *query_pairs, *d_output_pairs;  // of its rows: [pair][element]
-    float *staging;
-    Adjust<float> adjust;
-    GradientScores scores;
-    Group group;
+    void run() {}
   };
 
   // Values as keys, gradients of outputs as queries: what packs the ones packs the others.
@@ -122,24 +73,32 @@ class MatrixBackward {
     return turned;
   }
 
-  static int piece_task(void *context, int64_t index) {
-    const MatrixBackward &self = *static_cast<MatrixBackward *>(context);
-    const regard_problem &p = self.p_;
-    Scratch scratch(Scratch::kTask);
-    Piece s;
-    // Later queries come first: under a causal mask they take longest.
-    s.chunk = self.chunks_ - 1 - index % self.chunks_;
-    s.key_head = index / self.chunks_ % p.key_heads;
-    s.batch = index / self.chunks_ / p.key_heads;
-    self.allocate(s, scratch);
-    Careful<float> careful(p, self.g_.d_output, scratch);
-    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-    const MatrixUnit unit;
-    self.piece(s, careful);
-    return REGARD_OK;
-  }
+ public:
+  static constexpr int64_t kPanelRows = kPanelBlocks * kRows;
 
-  void allocate(Piece &s, Scratch &scratch) const {
+  struct Work : Piece<float> {
+    const MatrixUnit unit;
+    int64_t packed_value_head = -1;
+    uint16_t *keys, *turned_keys, *values;  // packed, one tile when it is first seen
+    bool *packed_keys, *packed_values;
+    Queries blocks[kPanelBlocks];
+    int count, width;                        // of the panel: blocks, rows
+    uint16_t *query_pairs, *d_output_pairs;  // of its rows: [pair][element]
+    float *staging;
+    Adjust<float> adjust;
+    GradientScores scores;
+    Group group;
+  };
+
+  MatrixBackward(const regard_problem &p, const regard_gradients &g)
+      : Pieces(p, g),
+        turned_(turn(p, g)),
+        shape_(p),
+        turned_shape_(turned_),
+        size_(turned_shape_.width),
+        width_(shape_.width) {}
+
+  void allocate(Work &s, Scratch &scratch) const {
     const int64_t rows = std::min(kPanelRows, round_up(p_.queries, kRows));
     const int64_t depth = shape_.depth, turned_depth = turned_shape_.depth;
     s.keys = scratch.take<uint16_t>(shape_.key_count());
@@ -168,69 +127,15 @@ class MatrixBackward {
     s.group.weights = g_.d_value.data ? scratch.take<uint16_t>(all) : nullptr;
     s.group.d_scores = scores_ ? scratch.take<uint16_t>(all) : nullptr;
     s.group.d_pairs = scores_ ? scratch.take<uint32_t>(all / 2) : nullptr;
-    s.d_key = s.d_value = nullptr;
-    if (g_.d_key.data) s.d_key = d_keys_ ? d_keys_ : scratch.take<float>(shape_.keys * size_);
-    if (g_.d_value.data) {
-      s.d_value = d_values_ ? d_values_ : scratch.take<float>(shape_.keys * width_);
-    }
-  }
-
-  void piece(Piece &s, Careful<float> &careful) const {
-    std::fill_n(s.packed_keys, shape_.keys / kTileKeys, false);
-    if (d_keys_) {
-      s.d_key += ((s.batch * p_.key_heads + s.key_head) * chunks_ + s.chunk) * shape_.keys * size_;
-    }
-    if (s.d_key) std::fill_n(s.d_key, shape_.keys * size_, 0.f);
-    float *const d_values = s.d_value;
-    const int64_t heads_per_value = p_.heads / p_.value_heads;
-    const int64_t first = p_.queries * s.chunk / chunks_;
-    const int64_t last = p_.queries * (s.chunk + 1) / chunks_;
-    for (int64_t h = s.key_head * group_; h < (s.key_head + 1) * group_; ++h) {
-      const int64_t value_head = h / heads_per_value;
-      if (h % heads_per_value == 0) start_values(s, value_head, d_values);
-      for (int64_t row = first; row < last; row += kPanelRows) {
-        panel(s, h, row, std::min(last, row + kPanelRows), careful);
-      }
-      if (s.d_value && chunks_ == 1 && (h + 1) % heads_per_value == 0) {
-        for (int64_t j = 0; j < p_.keys; ++j) {
-          write_value(s.batch, value_head, j, s.d_value + j * width_, careful);
-        }
-      }
-    }
-    if (!s.d_key || chunks_ > 1) return;
-    for (int64_t j = 0; j < p_.keys; ++j) {
-      write_key(s.batch, s.key_head, j, s.d_key + j * size_, careful);
-    }
-  }
-
-  // Another head of values.
-  void start_values(Piece &s, int64_t value_head, float *d_values) const {
-    s.value_head = value_head;
-    std::fill_n(s.packed_values, shape_.keys / kTileKeys, false);
-    if (!s.d_value) return;
-    if (d_values_) {
-      const int64_t at = (s.batch * p_.value_heads + value_head) * chunks_ + s.chunk;
-      s.d_value = d_values + at * shape_.keys * width_;
-    }
-    std::fill_n(s.d_value, shape_.keys * width_, 0.f);
-  }
-
-  // The tile of keys, and of values, from `first` on. Tiles that nothing sees are never read.
-  void pack(Piece &s, int64_t first) const {
-    const int64_t last = std::min(first + kTileKeys, p_.keys), t = first / kTileKeys;
-    if (!s.packed_keys[t]) {
-      pack_keys(p_, s.batch, s.key_head, first, last, s.keys);
-      if (s.turned_keys) pack_values(turned_, s.batch, s.key_head, first, last, s.turned_keys);
-      s.packed_keys[t] = true;
-    }
-    if (s.values && !s.packed_values[t]) {
-      pack_keys(turned_, s.batch, s.value_head, first, last, s.values);
-      s.packed_values[t] = true;
-    }
+    if (!scratch.failed()) std::fill_n(s.packed_keys, shape_.keys / kTileKeys, false);
   }
 
   // Queries [first, last) of one head.
-  void panel(Piece &s, int64_t head, int64_t first, int64_t last, Careful<float> &careful) const {
+  void panel(Work &s, int64_t head, int64_t first, int64_t last, Careful<float> &careful) const {
+    if (s.packed_value_head != s.value_head) {
+      std::fill_n(s.packed_values, shape_.keys / kTileKeys, false);
+      s.packed_value_head = s.value_head;
+    }
     s.count = static_cast<int>((last - first + kRows - 1) / kRows);
     int64_t from = p_.keys, to = 0;
     for (int i = 0; i < s.count; ++i) {
@@ -248,8 +153,23 @@ class MatrixBackward {
     for (int i = 0; i < s.count; ++i) write_queries(s.blocks[i], s.staging, careful);
   }
 
+ private:
+  // The tile of keys, and of values, from `first` on. Tiles that nothing sees are never read.
+  void pack(Work &s, int64_t first) const {
+    const int64_t last = std::min(first + kTileKeys, p_.keys), t = first / kTileKeys;
+    if (!s.packed_keys[t]) {
+      pack_keys<1>(p_, s.batch, s.key_head, first, last, s.keys);
+      if (s.turned_keys) pack_values<1>(turned_, s.batch, s.key_head, first, last, s.turned_keys);
+      s.packed_keys[t] = true;
+    }
+    if (s.values && !s.packed_values[t]) {
+      pack_keys<1>(turned_, s.batch, s.value_head, first, last, s.values);
+      s.packed_values[t] = true;
+    }
+  }
+
   // Keys [base, stop) and the blocks from `first` on.
-  void sweep(Piece &s, int64_t base, int64_t stop, int first) const {
+  void sweep(Work &s, int64_t base, int64_t stop, int first) const {
     Group &group = s.group;
     group.base = base;
     group.first = first;
@@ -263,7 +183,7 @@ class MatrixBackward {
   }
 
   // Rows of block i of a panel.
-  void set(Piece &s, int i, int64_t head, int64_t first, int64_t count) const {
+  void set(Work &s, int i, int64_t head, int64_t first, int64_t count) const {
     Queries &q = s.blocks[i];
     Rows<float> &rows = q.rows;
     rows.set(p_, s.batch, head, first, count);
@@ -275,8 +195,8 @@ class MatrixBackward {
     auto *staging = reinterpret_cast<uint16_t *>(s.staging);
     q.sight.set(rows);
     if (p_.dropout > 0) q.dropout.set(p_, rows);
-    pack_queries(p_, rows, staging, q.queries);
-    if (scores_) pack_queries(turned_, rows, staging, q.d_outputs);
+    pack_queries<1>(p_, rows, staging, q.queries);
+    if (scores_) pack_queries<1>(turned_, rows, staging, q.d_outputs);
     if (s.query_pairs) {
       pack_row_pairs(p_.query, rows, p_.head_size, size_, s.query_pairs + i * kRows * size_);
     }
@@ -291,12 +211,12 @@ class MatrixBackward {
       const float total = there ? lse()[at + r] : -kInfinity<float>;
       // A row that saw nothing has weights 2^(score - inf) = 0.
       q.shift[r] = total == -kInfinity<float> ? total : -total * static_cast<float>(kLog2e);
-      q.delta[r] = there ? delta()[at + r] : 0;
+      q.delta[r] = there && scores_ ? delta_of<float>(p_, g_, s.batch, head, first + r) : 0;
     }
   }
 
   // Whether there is anything to see.
-  bool tile(Piece &s, int t, int b) const {
+  bool tile(Work &s, int t, int b) const {
     Group &group = s.group;
     const Queries &q = s.blocks[group.first + b];
     Step now = {t, b, group.base + t * kTileKeys, 0, 0};
@@ -320,7 +240,7 @@ class MatrixBackward {
     return true;
   }
 
-  static void run(const TileProduct &product) {
+  static void compute(const TileProduct<1> &product) {
     Nothing nothing;
     for (int i = 0; i < product.blocks(); ++i) product.block(i, nothing);
   }
@@ -328,7 +248,7 @@ class MatrixBackward {
   // Products of keys (or values) with the queries (or gradients of outputs) of a block.
   static void multiply(const Step &now, const Queries &q, const uint16_t *left, int64_t depth,
                        const uint16_t *right, float *to) {
-    TileProduct product;
+    TileProduct<1> product;
     product.a = reinterpret_cast<const char *>(left + now.base * depth);
     product.a_row = depth * 2;
     product.a_tile = product.a_row * kTileRows;
@@ -339,11 +259,11 @@ class MatrixBackward {
     product.tiles_m = static_cast<int>((now.end - now.base + kTileRows - 1) / kTileRows);
     product.tiles_n = q.rows.width / kTileRows;
     product.depth = depth / kDepth;
-    run(product);
+    compute(product);
   }
 
   // What is left to do to the products before they can become operands.
-  void settle(Piece &s, const Step &now, const Queries &q, View view) const {
+  void settle(Work &s, const Step &now, const Queries &q, View view) const {
     const int width = q.rows.width;
     const int64_t lead = now.begin - now.base, count = now.end - now.begin;
     float *slope = s.scores.slope;
@@ -377,7 +297,7 @@ class MatrixBackward {
   }
 
   // What the group adds to the gradients.
-  void sum(Piece &s) const {
+  void sum(Work &s) const {
     const Group &group = s.group;
     int low[kTiles + kBlocks],
         high[kTiles + kBlocks] = {};  // what is live of tiles, then of blocks
@@ -404,25 +324,26 @@ class MatrixBackward {
     for (int t = 0; t < kTiles; ++t) {
       if (low[t] >= high[t]) continue;
       if (s.d_value) {
-        run(sum_of_keys(s, group.weights, t, low[t], high[t], s.d_output_pairs, s.d_value, width_));
+        compute(
+            sum_of_keys(s, group.weights, t, low[t], high[t], s.d_output_pairs, s.d_value, width_));
       }
       if (s.d_key) {
-        run(sum_of_keys(s, group.d_scores, t, low[t], high[t], s.query_pairs, s.d_key, size_));
+        compute(sum_of_keys(s, group.d_scores, t, low[t], high[t], s.query_pairs, s.d_key, size_));
       }
     }
     for (int b = 0; b < group.count && g_.d_query.data; ++b) {
       const int from = low[kTiles + b], to = high[kTiles + b];
-      if (from < to) run(sum_of_queries(s, b, from, to));
+      if (from < to) compute(sum_of_queries(s, b, from, to));
     }
   }
 
   // Gradients of keys or values of tile t, over the rows of blocks [from, to).
-  static TileProduct sum_of_keys(const Piece &s, const uint16_t *left, int t, int from, int to,
-                                 const uint16_t *right, float *sums, int64_t size) {
+  static TileProduct<1> sum_of_keys(const Work &s, const uint16_t *left, int t, int from, int to,
+                                    const uint16_t *right, float *sums, int64_t size) {
     const Group &group = s.group;
     const int64_t row = group.first * kRows, first = from * kRows;
     const int64_t last = std::min<int64_t>(to * kRows, s.width - row);
-    TileProduct product;
+    TileProduct<1> product;
     product.a = reinterpret_cast<const char *>(left + (t * kGroupRows + first) * kTileKeys);
     product.a_row = kTileBytes;
     product.a_tile = kTileBytes * kTileRows;
@@ -438,11 +359,11 @@ class MatrixBackward {
   }
 
   // Gradients of the queries of block b, over tiles [from, to).
-  TileProduct sum_of_queries(const Piece &s, int b, int from, int to) const {
+  TileProduct<1> sum_of_queries(const Work &s, int b, int from, int to) const {
     const Group &group = s.group;
     const Queries &q = s.blocks[group.first + b];
     const int width = q.rows.width;
-    TileProduct product;
+    TileProduct<1> product;
     product.a =
         reinterpret_cast<const char *>(s.turned_keys + (group.base + from * kTileKeys) * size_);
     product.a_row = kTileBytes;
@@ -460,79 +381,17 @@ class MatrixBackward {
 
   void write_queries(const Queries &q, float *turned, Careful<float> &careful) const {
     const Rows<float> &rows = q.rows;
-    const float scale = static_cast<float>(p_.scale);
     transpose(q.d_query, rows.width, turned, size_, size_, rows.width);
     for (int r = 0; r < rows.count; ++r) {
-      const float *row = turned + r * size_;
-      const int64_t i = rows.query[r];
-      narrow_row(row_of(g_.d_query, p_.dtype, rows.batch, rows.head[r], i), row, p_.head_size,
-                 p_.dtype, scale);
-      if (suspect(row, p_.head_size, scale)) {
-        careful.d_query(rows.batch, rows.head[r], i, lse(), delta(), g_.d_query);
-      }
+      write_query(rows.batch, rows.head[r], rows.query[r], turned + r * size_, careful);
     }
-  }
-
-  // Adds up the chunks of a block of keys of one value head (and of its key head, if it is the
-  // first of its value heads).
-  static int add_task(void *context, int64_t index) {
-    const MatrixBackward &self = *static_cast<MatrixBackward *>(context);
-    const regard_problem &p = self.p_;
-    const int64_t blocks = (p.keys + kRows - 1) / kRows;
-    const int64_t first = index % blocks * kRows, last = std::min(p.keys, first + kRows);
-    const int64_t b = index / blocks / p.value_heads, head = index / blocks % p.value_heads;
-    const int64_t per_key = p.value_heads / p.key_heads, key_head = head / per_key;
-    Scratch scratch(Scratch::kTask);
-    float *sum = scratch.take<float>(std::max(self.size_, self.width_));
-    Careful<float> careful(p, self.g_.d_output, scratch);
-    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-    for (int64_t j = first; j < last; ++j) {
-      if (self.d_values_) {
-        self.add_chunks(self.d_values_, b * p.value_heads + head, j, self.width_, sum);
-        self.write_value(b, head, j, sum, careful);
-      }
-      if (self.d_keys_ && head % per_key == 0) {
-        self.add_chunks(self.d_keys_, b * p.key_heads + key_head, j, self.size_, sum);
-        self.write_key(b, key_head, j, sum, careful);
-      }
-    }
-    return REGARD_OK;
-  }
-
-  void add_chunks(const float *parts, int64_t head, int64_t j, int64_t size, float *sum) const {
-    std::fill_n(sum, size, 0.f);
-    for (int64_t c = 0; c < chunks_; ++c) {
-      add_scaled(sum, parts + ((head * chunks_ + c) * shape_.keys + j) * size, 1.f, size);
-    }
-  }
-
-  void write_key(int64_t b, int64_t head, int64_t j, const float *row,
-                 Careful<float> &careful) const {
-    const float scale = static_cast<float>(p_.scale);
-    narrow_row(row_of(g_.d_key, p_.dtype, b, head, j), row, p_.head_size, p_.dtype, scale);
-    if (suspect(row, p_.head_size, scale)) careful.d_key(b, head, j, lse(), delta(), g_.d_key);
-  }
-  void write_value(int64_t b, int64_t head, int64_t j, const float *row,
-                   Careful<float> &careful) const {
-    narrow_row(row_of(g_.d_value, p_.dtype, b, head, j), row, p_.value_size, p_.dtype, 1.f);
-    if (suspect(row, p_.value_size, 1.f)) careful.d_value(b, head, j, lse(), g_.d_value);
-  }
-
-  // Whether something hidden may have spoilt a row.
-  bool suspect(const float *row, int64_t n, float factor) const {
-    return (p_.intervals.data || p_.mask.data) && !finite_row(row, n, factor);
   }
 
   const float *lse() const { return static_cast<const float *>(g_.lse); }
-  const float *delta() const { return static_cast<const float *>(g_.delta); }
 
-  const regard_problem &p_;
-  const regard_gradients &g_;
   const regard_problem turned_;
   const PackedShape shape_, turned_shape_;
-  int64_t group_, size_, width_, chunks_;
-  bool scores_;
-  float *d_keys_ = nullptr, *d_values_ = nullptr;  // sums of every chunk, if there are several
+  int64_t size_, width_;
 };
 
 }  // namespace REGARD_NAMESPACE

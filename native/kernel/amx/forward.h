@@ -1,9 +1,11 @@
-// The bfloat16 forward on the matrix unit. Keys and values are packed once for each head. Blocks of
-// rows then take their keys in tiles of 32, in three steps, and each round does one step of three
-// tiles: products of the next one, weights of this one, sums of values of a group of those before.
-// The steps do not depend on one another and are cut into pieces that alternate, so that the matrix
-// unit and the vector units work at the same time; all that they touch but keys and values stays in
-// the first-level cache.
+// The forward on the matrix unit, for elements that are sums of a few bfloat16. Keys and values are
+// packed once for each head. Blocks of rows then take their keys in tiles of 64, in three steps,
+// and each round does one step of three tiles: products of the next one, weights of this one, sums
+// of values of a group of those before. The steps do not depend on one another and are cut into
+// pieces that alternate, so that the matrix unit and the vector units work at the same time; all
+// that they touch but keys and values stays in the first-level cache. Pieces must be small and
+// even: while the matrix unit works, one of the two units for multiplications of vectors rests, and
+// what is not interleaved takes twice as long.
 #ifndef REGARD_KERNEL_AMX_FORWARD_H
 #define REGARD_KERNEL_AMX_FORWARD_H
 
@@ -13,9 +15,13 @@ namespace REGARD_NAMESPACE {
 // Rows of a block, keys of a tile of scores, and tiles whose values are summed up together: their
 // sums are then loaded and stored once.
 constexpr int kBlockRows = 2 * kTileRows;
-constexpr int64_t kTileKeys = kDepth;
-constexpr int kGroupTiles = 4;
-static_assert(kBlockRows * kTileKeys * kGroupTiles <= kTileSize<float>, "as Sight's buffers are");
+constexpr int64_t kRoundKeys = 2 * kDepth;
+constexpr int kGroupRounds = 2;
+constexpr int64_t kGroupPart = kGroupRounds * kRoundKeys / 2 * kBlockRows;  // of their weights
+
+// Blocks of rows on their way: one in each step.
+constexpr int kBlocks = 3;
+static_assert(kBlockRows * kRoundKeys * kGroupRounds <= kTileSize<float>, "as Sight's buffers are");
 
 // Scores within so many powers of 2 of 1 need no largest score to be subtracted: their weights and
 // sums lie far inside the range of float32 and of bfloat16.
@@ -23,27 +29,44 @@ constexpr float kBounded = 60;
 
 // Fewer rows than a tile of the matrix unit leave too much of it empty.
 inline bool pays(const regard_problem &p) {
-  if (p.dtype != REGARD_BFLOAT16 || !(p.scale > 0) || p.head_size == 0) return false;
+  if ((p.dtype != REGARD_BFLOAT16 && p.dtype != REGARD_FLOAT16) || !(p.scale > 0) ||
+      p.head_size == 0)
+    return false;
   return Cut<float>(p, kBlockRows).heads * p.queries >= kTileRows;
 }
 
+template <int kParts>
 class Pipeline {
  public:
   Pipeline(const regard_problem &p, const regard_array &output, float *lse)
-      : p_(p), output_(output), lse_(lse), cut_(p, kBlockRows), shape_(p) {}
+      : p_(p), output_(output), lse_(lse), cut_(p, kBlockRows), shape_(p, kParts) {}
 
   int run() {
     if (p_.batch == 0 || p_.heads == 0 || p_.queries == 0) return REGARD_OK;
     if (!output_.data && !lse_) return REGARD_OK;
     Scratch scratch(Scratch::kCall);
     reaches_ = scratch.take<Reach>(p_.batch);
+    const int64_t blocks = cut_.count(p_);
+    spoilt_ = scratch.take<uint8_t>(blocks);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     for (int64_t b = 0; b < p_.batch; ++b) reaches_[b] = reach(b);
+    std::fill_n(spoilt_, blocks, uint8_t{0});
+    const int status = all_blocks(scratch);
+    const bool good = std::find(spoilt_, spoilt_ + blocks, 1) == spoilt_ + blocks;
+    if (status != REGARD_OK || good) return status;
+    return parallel(blocks, p_.threads, &Pipeline::spoilt_task, this);
+  }
+
+ private:
+  static constexpr int64_t kLeastRuns = 64;
+
+  int all_blocks(Scratch &scratch) {
     // A thread that has packed a head finds it in its cache, if there are heads enough for all.
     const bool alike = p_.value_heads == p_.key_heads || !output_.data;
     const int64_t heads = p_.batch * p_.key_heads;
+    run_ = std::max<int64_t>(1, heads / kLeastRuns);
     if (alike && heads >= 4 * thread_count(p_.threads)) {
-      return parallel(heads, p_.threads, &Pipeline::head_task, this);
+      return parallel((heads + run_ - 1) / run_, p_.threads, &Pipeline::head_task, this);
     }
     packed_ = Packed(shape_, heads, output_.data ? p_.batch * p_.value_heads : 0, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
@@ -52,7 +75,6 @@ class Pipeline {
     return parallel(cut_.count(p_), p_.threads, &Pipeline::block_task, this);
   }
 
- private:
   // All keys that some query of a batch element sees lie within.
   struct Reach {
     int64_t first, last;
@@ -72,16 +94,37 @@ class Pipeline {
     }
   };
 
+  // A block of rows. It is spoilt if a row may have come out as NaN that should not: products of
+  // tiles multiply hidden weights, which are 0, by hidden values, which may be infinite or NaN; and
+  // parts of something infinite, visible or not, do not add up to it.
+  struct Block {
+    int64_t index;
+    Rows<float> rows;
+    Sight<float> sight;
+    Weights weights;
+    Dropout<float> dropout;
+    const uint16_t *keys, *values;
+    uint16_t *queries;
+    float *output;
+    bool bounded;
+    bool fresh;         // nothing is in `output` yet
+    bool masked;        // some row could not see some key
+    bool swept = true;  // all its tiles are on their way
+    int tiles = 0;      // that are on their way
+  };
+
   // A tile of keys on its way.
   struct Step {
-    bool live = false;
-    int64_t base, begin, end;  // what some row sees, and its start rounded down to kTileKeys
+    Block *block = nullptr;
+    int64_t base, begin, end;  // what some row sees, and its start rounded down to kRoundKeys
     float *scores;             // from `base` on
   };
 
   // Tiles next to one another whose weights are there, or on their way.
   struct Group {
+    Block *block;
     int64_t base;
+    int64_t keys = 0;  // a multiple of kDepth
     int tiles = 0;
     uint32_t *weights;  // in pairs of keys
     bool add;           // to sums that are there
@@ -89,24 +132,12 @@ class Pipeline {
   };
 
   struct State {
-    Rows<float> rows;
-    Sight<float> sight;
+    Block blocks[kBlocks];
     Adjust<float> adjust;
-    Weights weights;
-    Dropout<float> dropout;
-    uint16_t *queries;
-    const uint16_t *keys, *values;
-    float *scores[2], *factors, *output, *staging;
+    float *scores[2], *factors, *staging;
     Step now;  // whose weights come next
     Group filling, summing;
-    int turn = 0;  // of the two buffers of scores
-    bool bounded;
-    bool fresh = true;    // nothing is in `output` yet
-    bool masked = false;  // some row could not see some key
-    Careful<float> careful;
-
-    State(const regard_problem &p, const regard_array &absent, Scratch &scratch)
-        : careful(p, absent, scratch) {}
+    int block = 0, turn = 0;  // of the blocks, and of the two buffers of scores
   };
 
   Reach reach(int64_t batch) const {
@@ -133,14 +164,14 @@ class Pipeline {
     float &length = to.lengths[at * shape_.slices() + slice];
     length = 0;
     if (!reaches_[head / p_.key_heads].touches(first, last)) return;
-    length = pack_keys(p_, head / p_.key_heads, head % p_.key_heads, first, last,
-                       to.keys + at * shape_.key_count());
+    length = pack_keys<kParts>(p_, head / p_.key_heads, head % p_.key_heads, first, last,
+                               to.keys + at * shape_.key_count());
   }
   void pack_value_slice(int64_t head, int64_t slice, const Packed &to, int64_t at) const {
     const int64_t first = slice * kSlice, last = std::min(first + kSlice, shape_.keys);
     if (!reaches_[head / p_.value_heads].touches(first, last)) return;
-    pack_values(p_, head / p_.value_heads, head % p_.value_heads, first, last,
-                to.values + at * shape_.value_count());
+    pack_values<kParts>(p_, head / p_.value_heads, head % p_.value_heads, first, last,
+                        to.values + at * shape_.value_count());
   }
 
   static int pack_task(void *context, int64_t index) {
@@ -159,69 +190,85 @@ class Pipeline {
     const Pipeline &self = *static_cast<Pipeline *>(context);
     const regard_problem &p = self.p_;
     Scratch scratch(Scratch::kTask);
-    State s(p, self.absent_, scratch);
+    State s;
     self.allocate(s, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const MatrixUnit unit;
-    self.cut_.set(p, index, &s.rows);
-    const int64_t b = s.rows.batch, h = s.rows.head[0];
-    self.block(s, self.packed_, b * p.key_heads + h / (p.heads / p.key_heads),
-               b * p.value_heads + h / (p.heads / p.value_heads));
+    const int64_t head = index / self.cut_.blocks * self.cut_.heads;
+    self.block(s, index, self.packed_, head / (p.heads / p.key_heads),
+               head / (p.heads / p.value_heads));
+    self.drain(s);
     return REGARD_OK;
   }
 
-  // All that one key head has to do with.
-  static int head_task(void *context, int64_t head) {
+  // All that a run of key heads has to do with.
+  static int head_task(void *context, int64_t index) {
     const Pipeline &self = *static_cast<Pipeline *>(context);
     const regard_problem &p = self.p_;
     Scratch scratch(Scratch::kTask);
-    State s(p, self.absent_, scratch);
+    State s;
     self.allocate(s, scratch);
     const Packed packed(self.shape_, 1, self.output_.data ? 1 : 0, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const int64_t blocks = self.cut_.count(p) / (p.batch * p.key_heads);
-    for (int64_t slice = 0; slice < self.shape_.slices(); ++slice) {
-      self.pack_key_slice(head, slice, packed, 0);
-      if (packed.values) self.pack_value_slice(head, slice, packed, 0);
-    }
+    const int64_t first = index * self.run_;
+    const int64_t last = std::min(first + self.run_, p.batch * p.key_heads);
     const MatrixUnit unit;
-    for (int64_t i = head * blocks; i < (head + 1) * blocks; ++i) {
-      self.cut_.set(p, i, &s.rows);
-      self.block(s, packed, 0, 0);
+    for (int64_t head = first; head < last; ++head) {
+      for (int64_t slice = 0; slice < self.shape_.slices(); ++slice) {
+        self.pack_key_slice(head, slice, packed, 0);
+        if (packed.values) self.pack_value_slice(head, slice, packed, 0);
+      }
+      for (int64_t i = 0; i < blocks; ++i) self.block(s, head * blocks + i, packed, 0, 0);
+      self.drain(s);
     }
     return REGARD_OK;
   }
 
+  static int spoilt_task(void *context, int64_t index) {
+    const Pipeline &self = *static_cast<Pipeline *>(context);
+    if (!self.spoilt_[index]) return REGARD_OK;
+    return avx512_forward_block(self.p_, self.output_, self.lse_, kBlockRows, index);
+  }
+
   void allocate(State &s, Scratch &scratch) const {
-    constexpr int64_t tile = kTileKeys * kBlockRows;
+    constexpr int64_t tile = kRoundKeys * kBlockRows;
     s.staging =
         scratch.take<float>(std::max(tile, kBlockRows * std::max(shape_.width, shape_.depth)));
-    s.queries = scratch.take<uint16_t>(kBlockRows * shape_.depth);
     for (float *&scores : s.scores) scores = scratch.take<float>(tile);
-    s.filling.weights = scratch.take<uint32_t>(kGroupTiles * tile / 2);
-    s.summing.weights = scratch.take<uint32_t>(kGroupTiles * tile / 2);
+    s.filling.weights = scratch.take<uint32_t>(kParts * kGroupPart);
+    s.summing.weights = scratch.take<uint32_t>(kParts * kGroupPart);
     s.factors = p_.dropout > 0 ? scratch.take<float>(tile) : nullptr;
-    s.output = scratch.take<float>(kBlockRows * shape_.width);
-    s.sight.allocate(p_, scratch);
+    for (Block &b : s.blocks) {
+      b.queries = scratch.take<uint16_t>(kParts * kBlockRows * shape_.depth);
+      b.output = scratch.take<float>(kBlockRows * shape_.width);
+      b.sight.allocate(p_, scratch);
+    }
     s.adjust.allocate(p_, s.staging, scratch);
   }
 
-  void block(State &s, const Packed &packed, int64_t key_head, int64_t value_head) const {
-    s.keys = packed.keys + key_head * shape_.key_count();
-    s.values = packed.values + value_head * shape_.value_count();
-    start(s, packed.lengths + key_head * shape_.slices());
-    sweep(s);
-    finish(s);
+  void block(State &s, int64_t index, const Packed &packed, int64_t key_head,
+             int64_t value_head) const {
+    s.block = (s.block + 1) % kBlocks;
+    Block &b = s.blocks[s.block];
+    if (b.tiles) drain(s);
+    b.index = index;
+    cut_.set(p_, index, &b.rows);
+    b.keys = packed.keys + key_head * shape_.key_count();
+    b.values = packed.values + value_head * shape_.value_count();
+    start(b, s.staging, packed.lengths + key_head * shape_.slices());
+    sweep(s, b);
+    b.swept = true;
+    if (!b.tiles) finish(b);
   }
 
-  void start(State &s, const float *lengths) const {
+  void start(Block &s, float *staging, const float *lengths) const {
     s.fresh = true;
-    s.masked = false;
-    s.now.live = false;
-    s.filling.tiles = s.summing.tiles = 0;
+    s.masked = s.swept = false;
     const float length =
-        pack_queries(p_, s.rows, reinterpret_cast<uint16_t *>(s.staging), s.queries);
+        pack_queries<kParts>(p_, s.rows, reinterpret_cast<uint16_t *>(staging), s.queries);
     s.sight.set(s.rows);
+    s.weights.exact = kParts > 1 || p_.dropout > 0;
     if (p_.dropout > 0) s.dropout.set(p_, s.rows);
     const float unit = score_unit<float>(p_);
     float longest = 0;
@@ -239,171 +286,223 @@ class Pipeline {
   }
 
   // All tiles of a block of rows.
-  void sweep(State &s) const {
+  void sweep(State &s, Block &b) const {
     const bool hides = p_.intervals.data || p_.mask.data;
-    const int64_t first = s.sight.first() / kTileKeys * kTileKeys;
-    for (int64_t g = first; g < s.sight.last(); g += kGroupTiles * kTileKeys) {
-      const int64_t stop = std::min(g + kGroupTiles * kTileKeys, p_.keys);
+    const int64_t first = b.sight.first() / kRoundKeys * kRoundKeys;
+    for (int64_t g = first; g < b.sight.last(); g += kGroupRounds * kRoundKeys) {
+      const int64_t stop = std::min(g + kGroupRounds * kRoundKeys, p_.keys);
       int64_t begin = g, end = stop;
       bool whole = !hides;
       // Looks at a dense mask are dear, and are left to the tiles.
       if (p_.intervals.data && !p_.mask.data) {
-        const View view = s.sight.look(&begin, &end);
+        const View view = b.sight.look(&begin, &end);
         whole = view == View::kAll && begin == g && end == stop;
-        s.masked |= !whole;
+        b.masked |= !whole;
         if (view == View::kNone) continue;
       }
-      for (int64_t j = begin / kTileKeys * kTileKeys; j < end; j += kTileKeys) {
-        tile(s, j, std::min(j + kTileKeys, p_.keys), whole);
+      for (int64_t j = begin / kRoundKeys * kRoundKeys; j < end; j += kRoundKeys) {
+        tile(s, b, j, std::min(j + kRoundKeys, p_.keys), whole);
       }
     }
-    round(s, Step());
-    close(s);
-    close(s);
   }
 
-  void tile(State &s, int64_t begin, int64_t end, bool whole) const {
+  void tile(State &s, Block &b, int64_t begin, int64_t end, bool whole) const {
     const int64_t base = begin, last = end;
-    const View view = whole ? View::kAll : s.sight.look(&begin, &end);
-    s.masked |= view != View::kAll || begin != base || end != last;
+    const View view = whole ? View::kAll : b.sight.look(&begin, &end);
+    b.masked |= view != View::kAll || begin != base || end != last;
     if (view == View::kNone) return;
     s.turn = 1 - s.turn;
-    round(s, {true, base, begin, end, s.scores[s.turn]});
-    settle(s, view);
+    ++b.tiles;
+    round(s, {&b, base, begin, end, s.scores[s.turn]});
+    settle(s, b, view);
+  }
+
+  // Whatever is on its way.
+  void drain(State &s) const {
+    if (s.now.block) round(s, Step());
+    close(s);
+    close(s);
   }
 
   // The products of `next`, the weights of s.now and some of the sums of values of s.summing.
   void round(State &s, const Step &next) const {
-    Weigher weigher = s.now.live ? start_weights(s) : Weigher();
-    if (next.live) {
-      const TileProduct products = product_of_queries(s, next);
+    Weigher<kParts> weigher = s.now.block ? start_weights(s) : Weigher<kParts>();
+    const TileProduct<kParts> sums = product_of_values(s.summing);
+    const int blocks = (sums.blocks() + kGroupRounds - 1) / kGroupRounds;
+    const int stop = std::min(s.summing.done + blocks, sums.blocks());
+    if (next.block) {
+      const TileProduct<kParts> products = product_of_queries(next);
+      weigher.spread(products.blocks() * products.pauses() +
+                     (stop - s.summing.done) * sums.pauses());
       for (int i = 0; i < products.blocks(); ++i) products.block(i, weigher);
     }
-    if (s.summing.tiles) {
-      const TileProduct sums = product_of_values(s, s.summing);
-      const int stop = s.summing.done + (sums.blocks() + kGroupTiles - 1) / kGroupTiles;
-      sum(s, sums, std::min(stop, sums.blocks()), weigher);
-    }
+    for (; s.summing.done < stop; ++s.summing.done) sums.block(s.summing.done, weigher);
     weigher.finish();
     s.now = next;
   }
 
-  REGARD_INLINE Weigher start_weights(State &s) const {
+  REGARD_INLINE Weigher<kParts> start_weights(State &s) const {
     const Step &now = s.now;
-    const int width = s.rows.width;
+    const int width = now.block->rows.width;
     Group &group = s.filling;
-    if (group.tiles == kGroupTiles || now.base != group.base + group.tiles * kTileKeys) close(s);
-    if (!group.tiles) group.base = now.base;
-    uint32_t *to = group.weights + group.tiles++ * kTileKeys / 2 * width;
+    if (group.keys == kGroupRounds * kRoundKeys || now.block != group.block ||
+        now.base != group.base + group.keys) {
+      close(s);
+    }
+    if (!group.tiles) {
+      group.block = now.block;
+      group.base = now.base;
+    }
+    uint32_t *to = group.weights + group.keys / 2 * width;
     // Pairs of keys that nothing sees weigh nothing.
+    const int64_t keys = std::min(kRoundKeys, shape_.keys - now.base);
     const int64_t first = (now.begin - now.base) / 2, last = (now.end - now.base + 1) / 2;
-    if (first > 0) std::fill(to, to + first * width, 0u);
-    if (last < kTileKeys / 2) std::fill(to + last * width, to + kTileKeys / 2 * width, 0u);
+    for (uint32_t *part = to; part < to + kParts * kGroupPart; part += kGroupPart) {
+      if (first > 0) std::fill_n(part, first * width, 0u);
+      if (last < keys / 2) std::fill(part + last * width, part + keys / 2 * width, 0u);
+    }
+    group.keys += keys;
+    ++group.tiles;
     const int64_t skip = 2 * first * width;
-    return Weigher(&s.weights, now.scores + skip, s.factors ? s.factors + skip : nullptr,
-                   last - first, width, to + first * width);
+    return Weigher<kParts>(&now.block->weights, now.scores + skip,
+                           s.factors ? s.factors + skip : nullptr, last - first, width,
+                           to + first * width, kGroupPart);
   }
 
   // Ends the group that is being filled; its sums come next, and those before it are finished.
   REGARD_NOINLINE void close(State &s) const {
-    if (s.summing.tiles) {
-      Weigher nothing;
-      const TileProduct sums = product_of_values(s, s.summing);
-      sum(s, sums, sums.blocks(), nothing);
+    Group &group = s.summing;
+    if (group.tiles) {
+      Weigher<kParts> nothing;
+      const TileProduct<kParts> sums = product_of_values(group);
+      for (; group.done < sums.blocks(); ++group.done) sums.block(group.done, nothing);
+      Block &b = *group.block;
+      b.tiles -= group.tiles;
+      if (b.swept && !b.tiles) finish(b);
     }
     std::swap(s.filling, s.summing);
-    s.filling.tiles = s.filling.done = 0;
-    s.summing.add = !s.fresh;
-    if (s.summing.tiles) s.fresh = false;
+    s.filling.keys = s.filling.tiles = s.filling.done = 0;
+    if (!group.tiles) return;
+    group.add = !group.block->fresh;
+    group.block->fresh = false;
   }
 
-  REGARD_INLINE void sum(State &s, const TileProduct &sums, int stop, Weigher &weigher) const {
-    for (; s.summing.done < stop; ++s.summing.done) sums.block(s.summing.done, weigher);
-  }
-
-  REGARD_INLINE TileProduct product_of_queries(const State &s, const Step &next) const {
-    TileProduct product;
-    const int64_t row = shape_.depth * 2;
-    product.a = reinterpret_cast<const char *>(s.keys + next.base * shape_.depth);
+  REGARD_INLINE TileProduct<kParts> product_of_queries(const Step &next) const {
+    TileProduct<kParts> product;
+    const Block &b = *next.block;
+    const int64_t row = shape_.key_row() * 2;
+    product.a = reinterpret_cast<const char *>(b.keys + next.base * shape_.key_row());
     product.a_row = row;
     product.a_tile = row * kTileRows;
     product.a_depth = kTileBytes;
-    product.b = reinterpret_cast<const char *>(s.queries);
+    product.a_part = shape_.depth * 2;
+    product.b = reinterpret_cast<const char *>(b.queries);
+    product.b_part = shape_.depth * 2 * b.rows.width;
     product.c = reinterpret_cast<char *>(next.scores);
-    product.width = s.rows.width * 4;
-    product.tiles_m = static_cast<int>((next.end - next.base + kTileRows - 1) / kTileRows);
-    product.tiles_n = s.rows.width / kTileRows;
+    product.width = b.rows.width * 4;
+    product.tiles_m = static_cast<int>(round_up(next.end - next.base, kDepth) / kTileRows);
+    product.tiles_n = b.rows.width / kTileRows;
     product.depth = shape_.depth / kDepth;
     return product;
   }
 
-  REGARD_INLINE TileProduct product_of_values(const State &s, const Group &group) const {
-    TileProduct product;
-    if (!output_.data) return product;
-    product.a = reinterpret_cast<const char *>(s.values + group.base * shape_.width);
+  REGARD_INLINE TileProduct<kParts> product_of_values(const Group &group) const {
+    TileProduct<kParts> product;
+    if (!output_.data || !group.tiles) return product;
+    const Block &b = *group.block;
+    product.a = reinterpret_cast<const char *>(b.values + group.base * shape_.value_row());
     product.a_row = kTileBytes;
     product.a_tile = kTileBytes * kTileRows;
-    product.a_depth = kTileBytes * shape_.width;
+    product.a_depth = kTileBytes * shape_.value_row();
+    product.a_part = kTileBytes * shape_.width;
     product.b = reinterpret_cast<const char *>(group.weights);
-    product.c = reinterpret_cast<char *>(s.output);
-    product.width = s.rows.width * 4;
+    product.b_part = kGroupPart * 4;
+    product.c = reinterpret_cast<char *>(b.output);
+    product.width = b.rows.width * 4;
     product.tiles_m = static_cast<int>(shape_.width / kTileRows);
-    product.tiles_n = s.rows.width / kTileRows;
-    product.depth = group.tiles;
+    product.tiles_n = b.rows.width / kTileRows;
+    product.depth = group.keys / kDepth;
     product.add = group.add;
     return product;
   }
 
   // What is left to do to the scores of s.now before they can become weights.
-  void settle(State &s, View view) const {
+  void settle(State &s, Block &b, View view) const {
     const Step &now = s.now;
-    const int width = s.rows.width;
+    const int width = b.rows.width;
     const int64_t lead = now.begin - now.base, count = now.end - now.begin;
     float *scores = now.scores + lead * width;
-    s.adjust.apply(s.rows, now.begin, now.end, scores);
-    if (view == View::kSome) s.sight.hide(count, scores);
+    s.adjust.apply(b.rows, now.begin, now.end, scores);
+    if (view == View::kSome) b.sight.hide(count, scores);
     // Weights come in pairs of keys.
     if (lead % 2) std::fill(scores - width, scores, -kInfinity<float>);
     if ((lead + count) % 2) std::fill_n(scores + count * width, width, -kInfinity<float>);
-    if (p_.dropout > 0) s.dropout.fill(now.base, round_up(lead + count, 2), s.factors);
-    if (s.bounded || !s.weights.rise(scores, count, width)) return;
+    if (p_.dropout > 0) b.dropout.fill(now.base, round_up(lead + count, 2), s.factors);
+    if (b.bounded || !b.weights.rise(scores, count, width)) return;
+    if (b.tiles == 1 && b.fresh) return;
     close(s);
     close(s);
-    if (!s.fresh) rescale(s);
+    rescale(b);
   }
 
-  void rescale(State &s) const {
-    const int width = s.rows.width;
+  void rescale(Block &b) const {
+    const int width = b.rows.width;
     for (int r = 0; r < width; r += kLanes<float>) {
-      const F factor = load(s.weights.rescale + r);
+      const F factor = load(b.weights.rescale + r);
       for (int64_t e = 0; e < shape_.width; ++e) {
-        float *at = s.output + e * width + r;
+        float *at = b.output + e * width + r;
         store(at, load(at) * factor);
       }
     }
   }
 
-  void finish(State &s) const {
-    const int64_t size = shape_.width, width = s.rows.width;
-    if (output_.data) {
-      if (s.fresh) std::fill_n(s.output, size * width, 0.f);
-      transpose(s.output, width, s.staging, size, size, width);
-    }
-    for (int r = 0; r < s.rows.count; ++r) {
+  void finish(const Block &b) const {
+    alignas(64) float factors[kBlockRows];
+    for (int r = 0; r < b.rows.width; r += kLanes<float>) store(factors + r, b.weights.factor(r));
+    bool good = true;
+    // A sink joins the sum.
+    for (int r = 0; r < b.rows.count && (p_.sinks || lse_ || kParts > 1); ++r) {
+      const int64_t h = b.rows.head[r], row = (b.rows.batch * p_.heads + h) * p_.queries;
       float factor, lse;
-      const int64_t b = s.rows.batch, h = s.rows.head[r], i = s.rows.query[r];
-      normalise<float>(p_, s.weights, h, r, &factor, &lse);
-      // An output is the mean of values by the weights that multiplied them: those of a single key
-      // make exactly that key's value.
-      if (factor > 0 && p_.dropout == 0) {
-        factor = 1 / (1 / factor + s.weights.rounded[r] - s.weights.sum[r]);
+      normalise<float>(p_, b.weights, h, r, &factor, &lse);
+      if (lse_) lse_[row + b.rows.query[r]] = lse;
+      if (kParts > 1) good &= lse < kInfinity<float>;
+      if (p_.sinks) factors[r] = factor > 0 ? 1 / (1 / factor + b.weights.missing(r)) : 0;
+    }
+    if (output_.data) {
+      if (b.fresh) std::fill_n(b.output, shape_.width * b.rows.width, 0.f);
+      for (int r = 0; r < b.rows.count; r += kTileRows) {
+        F probe = broadcast(0.f);
+        for (int64_t e = 0; e < shape_.width; e += kTileRows) {
+          write(b, r, e, load(factors + r), &probe);
+        }
+        good &= (kParts == 1 && !b.masked) || !any(differ(probe, probe));
       }
-      if (lse_) lse_[(b * p_.heads + h) * p_.queries + i] = lse;
-      if (!output_.data) continue;
-      const float *row = s.staging + r * size;
-      narrow_row(row_of(output_, p_.dtype, b, h, i), row, p_.value_size, p_.dtype, factor);
-      if (!s.masked || finite_row(row, p_.value_size, factor)) continue;
-      s.careful.output(b, h, i, lse, output_);
+    }
+    spoilt_[b.index] = !good;
+  }
+
+  // Columns e … e + 15 of the outputs of rows r … r + 15. `probe` becomes NaN where one is not
+  // finite.
+  void write(const Block &b, int r, int64_t e, F factor, F *probe) const {
+    alignas(64) float square[kTileRows * kTileRows];
+    const int64_t width = b.rows.width;
+    for (int i = 0; i < kTileRows; ++i) {
+      const F x = load(b.output + (e + i) * width + r) * factor;
+      *probe = fma(x, broadcast(0.f), *probe);
+      store(square + i * kTileRows, x);
+    }
+    transpose_square(square, kTileRows, square, kTileRows);
+    const __mmask16 there = first16(p_.value_size - e);
+    for (int i = 0; i < kTileRows && r + i < b.rows.count; ++i) {
+      auto *to = static_cast<uint16_t *>(
+          row_of(output_, p_.dtype, b.rows.batch, b.rows.head[r + i], b.rows.query[r + i]));
+      const F row = load(square + i * kTileRows);
+      if (kParts == 1) {
+        _mm256_mask_storeu_epi16(to + e, there, (__m256i)_mm512_cvtneps_pbh(row.v));
+      } else {
+        store_float16(to + e, row, p_.value_size - e);
+      }
     }
   }
 
@@ -413,8 +512,9 @@ class Pipeline {
   Cut<float> cut_;
   PackedShape shape_;
   Packed packed_;
-  Reach *reaches_ = nullptr;  // of each batch element
-  regard_array absent_ = {};
+  Reach *reaches_ = nullptr;   // of each batch element
+  int64_t run_ = 1;            // heads of a task
+  uint8_t *spoilt_ = nullptr;  // which blocks are
 };
 
 }  // namespace REGARD_NAMESPACE

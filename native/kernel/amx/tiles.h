@@ -62,10 +62,12 @@ REGARD_INLINE void tile_multiply() {
 }
 
 // c (+)= a b of tiles_m x tiles_n tiles, in blocks of 2 x 2. Rows of b hold pairs of rows of the
-// matrix that it stands for. All distances are in bytes.
+// matrix that it stands for. Both sides are sums of kParts parts. All distances are in bytes.
+template <int kParts>
 struct TileProduct {
   const char *a;
   int64_t a_row, a_tile, a_depth;  // from row to row, tile to tile, and along the depth
+  int64_t a_part = 0, b_part = 0;  // from part to part
   const char *b;
   char *c;
   int64_t width;  // of rows of b and of c
@@ -75,8 +77,11 @@ struct TileProduct {
 
   int blocks() const { return (tiles_m + 1) / 2 * ((tiles_n + 1) / 2); }
 
-  // `between.run(n)` is called after each step, to do n pieces of other work meanwhile; at the
-  // edges, where blocks are not whole, it is not.
+  // How often a whole block pauses for other work.
+  int pauses() const { return static_cast<int>((kParts == 1 ? 6 : 16) * depth + (add ? 8 : 4)); }
+
+  // `between.run()` is called after most instructions for tiles, to do some other work meanwhile;
+  // at the edges, where blocks are not whole, it is not.
   template <class Between>
   REGARD_INLINE void block(int index, Between &between) const {
     const int across = (tiles_n + 1) / 2, m = index / across * 2, n = index % across * 2;
@@ -92,7 +97,7 @@ struct TileProduct {
  private:
   // Tiles 0 to 3 hold c, 4 and 5 a, 6 and 7 b.
   struct Nothing {
-    void run(int) {}
+    void run() {}
   };
 
   REGARD_NOINLINE void edge(int m, int n, const char *left, const char *right, char *sum) const {
@@ -106,57 +111,73 @@ struct TileProduct {
     }
   }
 
+  // One tile deep. Sides that the step before has loaded need not be loaded again.
+  template <int kM, int kN, bool kLoadLeft, bool kLoadRight, class Between>
+  REGARD_INLINE void step(const char *left, const char *right, Between &between) const {
+    if constexpr (kLoadLeft) {
+      tile_stream<4>(left, a_row);
+      between.run();
+    }
+    if constexpr (kLoadRight) {
+      tile_load<6>(right, width);
+      between.run();
+    }
+    tile_multiply<0, 4, 6>();
+    between.run();
+    if constexpr (kN > 1) {
+      if constexpr (kLoadRight) tile_load<7>(right + kTileBytes, width);
+      tile_multiply<1, 4, 7>();
+      between.run();
+    }
+    if constexpr (kM > 1) {
+      if constexpr (kLoadLeft) tile_stream<5>(left + a_tile, a_row);
+      tile_multiply<2, 5, 6>();
+      between.run();
+      if constexpr (kN > 1) {
+        tile_multiply<3, 5, 7>();
+        between.run();
+      }
+    }
+  }
+
   template <int kM, int kN, class Between>
   REGARD_INLINE void multiply(const char *left, const char *right, char *sum,
                               Between &between) const {
     const int64_t down = kTileRows * width;
-    if (add) {
-      tile_load<0>(sum, width);
-      if constexpr (kN > 1) tile_load<1>(sum + kTileBytes, width);
-      if constexpr (kM > 1) tile_load<2>(sum + down, width);
-      if constexpr (kM > 1 && kN > 1) tile_load<3>(sum + down + kTileBytes, width);
-    } else {
-      tile_zero<0>();
-      if constexpr (kN > 1) tile_zero<1>();
-      if constexpr (kM > 1) tile_zero<2>();
-      if constexpr (kM > 1 && kN > 1) tile_zero<3>();
-    }
+    start<0>(sum, between);
+    if constexpr (kN > 1) start<1>(sum + kTileBytes, between);
+    if constexpr (kM > 1) start<2>(sum + down, between);
+    if constexpr (kM > 1 && kN > 1) start<3>(sum + down + kTileBytes, between);
     for (int64_t k = 0; k < depth; ++k) {
-      tile_stream<4>(left, a_row);
-      tile_load<6>(right, width);
-      tile_multiply<0, 4, 6>();
-      between.run(1);
-      if constexpr (kN > 1) {
-        tile_load<7>(right + kTileBytes, width);
-        tile_multiply<1, 4, 7>();
-        between.run(1);
-      }
-      if constexpr (kM > 1) {
-        tile_stream<5>(left + a_tile, a_row);
-        tile_multiply<2, 5, 6>();
-        between.run(1);
-        if constexpr (kN > 1) {
-          tile_multiply<3, 5, 7>();
-          between.run(1);
-        }
+      if constexpr (kParts == 1) {
+        step<kM, kN, true, true>(left, right, between);
+      } else {
+        step<kM, kN, true, true>(left + a_part, right, between);
+        step<kM, kN, true, false>(left, right, between);
+        step<kM, kN, false, true>(left, right + b_part, between);
       }
       left += a_depth;
       right += down;
     }
-    tile_store<0>(sum, width);
-    between.run(2);
-    if constexpr (kN > 1) {
-      tile_store<1>(sum + kTileBytes, width);
-      between.run(2);
+    stop<0>(sum, between);
+    if constexpr (kN > 1) stop<1>(sum + kTileBytes, between);
+    if constexpr (kM > 1) stop<2>(sum + down, between);
+    if constexpr (kM > 1 && kN > 1) stop<3>(sum + down + kTileBytes, between);
+  }
+
+  template <int kC, class Between>
+  REGARD_INLINE void start(const char *sum, Between &between) const {
+    if (add) {
+      tile_load<kC>(sum, width);
+      between.run();
+    } else {
+      tile_zero<kC>();
     }
-    if constexpr (kM > 1) {
-      tile_store<2>(sum + down, width);
-      between.run(2);
-    }
-    if constexpr (kM > 1 && kN > 1) {
-      tile_store<3>(sum + down + kTileBytes, width);
-      between.run(2);
-    }
+  }
+  template <int kC, class Between>
+  REGARD_INLINE void stop(char *sum, Between &between) const {
+    tile_store<kC>(sum, width);
+    between.run();
   }
 };
 

@@ -4,6 +4,7 @@ A framework is never imported for the user: it is there because their array brou
 
     attention(problem, backend)         output
     attention_lse(problem, backend)     output, log-sum-exp
+    attend(problem, backend, fields)    output, log-sum-exp; a read-out's fields are filled
     lse(problem, backend)               log-sum-exp
     transposed(problem, y, backend)     weightsᵀ y, per query head
     from_numpy(array, like)             an array of this framework, on the device of `like`
@@ -14,6 +15,9 @@ A framework is never imported for the user: it is there because their array brou
     host(problem, backend)              the problem in main memory, and what reads it out there
     untraced(function)                  the function, hidden from a tracer
     plan(problem, backend)              what would compute the problem
+    signature(query, key, value)        what a plain call depends on but elements (repeated.py)
+    empty_output(problem)               what the kernels write into
+    Repeated                            a plain call for all arrays of its signature
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ from regard.errors import ArrayTypeError
 
 __all__ = ["front_end"]
 
-_FRAMEWORKS = ("numpy", "torch")
+# What a package of arrays is called, by the package that its types come from.
+_FRAMEWORKS = {"numpy": "numpy", "torch": "torch", "jax": "jax", "jaxlib": "jax"}
 
 
 def front_end(**arrays: Any) -> ModuleType:
@@ -54,6 +59,10 @@ def _load(framework: str) -> ModuleType:
             from regard.frontends import torch
 
             return torch
+        case "jax":
+            from regard.frontends import jax
+
+            return jax
         case _:
             from regard.frontends import numpy
 
@@ -71,10 +80,10 @@ def _framework(name: str, array: Any) -> str:
         return "numpy"
     for kind in type(array).__mro__:
         root = kind.__module__.partition(".")[0]
-        if root in _FRAMEWORKS and hasattr(kind, "shape"):
-            return root
+        if root in _FRAMEWORKS and hasattr(array, "shape"):
+            return _FRAMEWORKS[root]
     raise ArrayTypeError(
         f"{name} of type {type(array).__name__}",
-        "an array of NumPy or PyTorch",
+        "an array of NumPy, PyTorch or JAX",
         "convert it, for example with numpy.asarray",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,39 +11,56 @@ import numpy.typing as npt
 
 from regard import dispatch
 from regard.errors import OptionError
+from regard.frontends.repeated import FRONT_ENDS
 from regard.problem import Problem
 
 __all__ = [
+    "Repeated",
+    "attend",
     "attention",
     "attention_lse",
     "broadcast",
     "check",
     "copy",
+    "empty_output",
     "from_numpy",
     "host",
     "lse",
     "plan",
+    "signature",
     "transposed",
     "untraced",
     "version",
 ]
 
 Array = npt.NDArray[Any]
+FRONT_ENDS[np.ndarray] = sys.modules[__name__]
 
 
 def attention(problem: Problem, backend: str | None) -> Array:
     """Output (B, H, Lq, E), or (B, Lq, H, E) in the layout BLHD."""
-    output, view = _empty_output(problem)
+    view = empty_output(problem)
     dispatch.forward(_seeded(problem), view, None, backend)
-    return output
+    return _in_layout(view, problem)
 
 
 def attention_lse(problem: Problem, backend: str | None) -> tuple[Array, Array]:
     """The output as `attention` gives it, and the log-sum-exp (B, H, Lq)."""
-    output, view = _empty_output(problem)
-    total = _empty_lse(problem)
+    view, total = empty_output(problem), _empty_lse(problem)
     dispatch.forward(_seeded(problem), view, total, backend)
-    return output, total
+    return _in_layout(view, problem), total
+
+
+def attend(
+    problem: Problem, backend: str | None, fields: dict[str, Any]
+) -> tuple[Array, Array | None]:
+    """The output as `attention` gives it, and lse (B, H, Lq), with the read-outs' fields filled."""
+    view, total = empty_output(problem), _empty_lse(problem)
+    if fields:
+        dispatch.read_out(problem, view, total, fields, backend)
+    else:
+        dispatch.forward(problem, view, total, backend)
+    return _in_layout(view, problem), total
 
 
 def lse(problem: Problem, backend: str | None) -> Array:
@@ -57,9 +75,7 @@ def transposed(problem: Problem, y: Array, backend: str | None) -> Array:
     *lead, _, size = y.shape
     result = np.zeros((*lead, problem.extent.keys, size), y.dtype)
     total = lse(problem, backend)
-    dispatch.backward(
-        problem.replace(value=result), y, total, np.zeros_like(total), backend, d_value=result
-    )
+    dispatch.backward(problem.replace(value=result), None, total, y, None, backend, d_value=result)
     return result
 
 
@@ -101,6 +117,40 @@ def plan(problem: Problem, backend: str | None) -> dispatch.Plan:
     return dispatch.plan(problem, backend)
 
 
+def signature(query: Any, key: Any, value: Any) -> tuple[Any, ...] | None:
+    """All that a call depends on but addresses and elements; None where they are not plain."""
+    if not type(query) is type(key) is type(value) is np.ndarray:
+        return None
+    if not (query.flags.aligned and key.flags.aligned and value.flags.aligned):
+        return None
+    # fmt: off
+    return (
+        query.dtype, query.shape, query.strides,
+        key.dtype, key.shape, key.strides,
+        value.dtype, value.shape, value.strides,
+    )
+    # fmt: on
+
+
+class Repeated:
+    """A plain call for all arrays of its signature."""
+
+    def __init__(self, query: Array, shape: tuple[int, ...], prepared: dispatch.Prepared) -> None:
+        self._write, self._shape = prepared.forward, shape
+
+    def output(self, query: Array, key: Array, value: Array) -> Array:
+        """The output in the caller's layout."""
+        output = np.empty(self._shape, query.dtype)
+        self._write(*(array.ctypes.data for array in (query, key, value, output)))
+        return output
+
+
+def empty_output(problem: Problem) -> Array:
+    """(B, H, Lq, E), in memory as the caller's layout has it."""
+    output = np.empty(problem.output_shape, problem.query.dtype)
+    return output if problem.layout == "BHLD" else output.swapaxes(-3, -2)
+
+
 def _seeded(problem: Problem) -> Problem:
     if problem.dropout_p and problem.dropout_seed is None:
         raise OptionError(
@@ -111,15 +161,8 @@ def _seeded(problem: Problem) -> Problem:
     return problem
 
 
-def _empty_output(problem: Problem) -> tuple[Array, Array]:
-    """An output in the caller's layout, and the same memory as (B, H, Lq, E)."""
-    extent = problem.extent
-    if problem.layout == "BHLD":
-        output = np.empty((*extent.shape[:-1], problem.value_size), problem.query.dtype)
-        return output, output
-    shape = (*extent.batch, extent.queries, extent.heads, problem.value_size)
-    output = np.empty(shape, problem.query.dtype)
-    return output, output.swapaxes(-3, -2)
+def _in_layout(output: Array, problem: Problem) -> Array:
+    return output if problem.layout == "BHLD" else output.swapaxes(-3, -2)
 
 
 def _empty_lse(problem: Problem) -> Array:

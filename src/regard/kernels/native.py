@@ -21,14 +21,31 @@ from regard.errors import BackendError
 from regard.kernels.structs import (
     ABI_VERSION,
     ABSENT,
+    ArrayForm,
+    ProblemForm,
     address,
     pack_array,
     pack_gradients,
     pack_problem,
+    pack_read_outs,
+    readable,
 )
 from regard.problem import Problem
 
-__all__ = ["available", "backward", "forward", "isa", "isas", "scores", "select_isa", "threads"]
+__all__ = [
+    "Prepared",
+    "available",
+    "backward",
+    "forward",
+    "isa",
+    "isas",
+    "prepare",
+    "read_out",
+    "scores",
+    "select_isa",
+    "threads",
+    "xla_functions",
+]
 
 _OUT_OF_MEMORY = 2
 
@@ -63,6 +80,13 @@ def threads() -> int:
     return int(_library().regard_threads())
 
 
+def xla_functions(minor_version: int) -> dict[str, Any]:
+    """The functions that XLA calls itself, by name, as made for a version of its interface."""
+    _library().regard_xla_set_minor_version(minor_version)
+    names = ("regard_xla_forward", "regard_xla_backward")
+    return {name: getattr(_library(), name) for name in names}
+
+
 def forward(problem: Problem, output: Any, lse: Any) -> None:
     """Write the output (B, H, Lq, E) and the log-sum-exp (B, H, Lq); either may be None.
 
@@ -73,11 +97,39 @@ def forward(problem: Problem, output: Any, lse: Any) -> None:
     _check(_library().regard_forward(packed, out, address(lse)))
 
 
+class Prepared:
+    """`forward` for one problem and all others that differ from it in addresses alone.
+
+    Nothing in it changes, so threads may share it. It keeps no array of the problem's alive.
+    """
+
+    def __init__(self, problem_form: ProblemForm, output_form: ArrayForm) -> None:
+        self._pack_problem, self._pack_output = problem_form.pack, output_form.pack
+        self._call = _library().regard_forward
+
+    def forward(self, query: int, key: int, value: int, output: int, lse: int = 0) -> None:
+        """Write the output and, unless its address is 0, the log-sum-exp."""
+        packed = self._pack_problem(query, key, value)
+        status = self._call(packed, self._pack_output(output), lse)
+        if status:
+            _check(status)
+
+
+def prepare(problem: Problem, output: Any) -> Prepared | None:
+    """A problem without arrays but query, key and value; None if one must be copied to be read."""
+    given = (problem.query, problem.key, problem.value, output)
+    query, key, value, output = arrays = [readable(array) for array in given]
+    if any(address(here) != address(there) for here, there in zip(given, arrays, strict=True)):
+        return None
+    return Prepared(ProblemForm(problem, query, key, value), ArrayForm(output))
+
+
 def backward(
     problem: Problem,
-    d_output: Any,
+    output: Any,
     lse: Any,
-    delta: Any,
+    d_output: Any,
+    d_lse: Any,
     *,
     d_query: Any = None,
     d_key: Any = None,
@@ -85,16 +137,27 @@ def backward(
     d_bias: Any = None,
     d_sinks: Any = None,
 ) -> None:
-    """Write those gradients that are given an array; lse, delta and d_sinks contiguous.
+    """Write those gradients that are given an array.
 
-    delta is Σ_e d_output · output − d_lse, (B, H, Lq). d_bias and d_sinks are of the accumulation
-    type, and d_bias has the shape of the bias: with all batch dimensions, or shared along all.
+    output and lse are what `forward` wrote; output may be None if d_value alone is wanted, d_lse
+    None is 0. lse, d_lse, d_bias and d_sinks are of the accumulation type and, but for d_bias,
+    contiguous. d_bias has the shape of the bias: with all batch dimensions, or shared along all.
     """
     packed, _alive = pack_problem(problem)
     gradients, _written = pack_gradients(
-        problem, d_output, lse, delta, (d_query, d_key, d_value), d_bias, d_sinks
+        problem, output, lse, d_output, d_lse, (d_query, d_key, d_value), d_bias, d_sinks
     )
     _check(_library().regard_backward(packed, gradients))
+
+
+def read_out(problem: Problem, output: Any, lse: Any, fields: dict[str, Any]) -> None:
+    """Fill the arrays of a regard_readouts_request; lse (B, H, Lq) is contiguous.
+
+    With an output (B, H, Lq, E), it and lse are written too; else lse is read.
+    """
+    packed, _alive = pack_problem(problem)
+    out = ABSENT if output is None else pack_array(output)
+    _check(_library().regard_readouts(packed, out, address(lse), pack_read_outs(fields)))
 
 
 def scores(
@@ -147,6 +210,7 @@ def _load() -> ctypes.CDLL:
     library.regard_forward.argtypes = [pointer, pointer, pointer]
     library.regard_backward.argtypes = [pointer, pointer]
     library.regard_scores.argtypes = [pointer, *[c_int64] * 6, pointer, c_int64]
+    library.regard_readouts.argtypes = [pointer, pointer, pointer, pointer]
     library.regard_isa_select.argtypes = [c_char_p]
     library.regard_isa.restype = library.regard_isa_available.restype = c_char_p
     library.regard_threads.restype = c_int

@@ -11,7 +11,7 @@ from regard._arrays import as_numpy, dtype_name, is_array
 from regard.errors import MaskError
 from regard.masks.intervals import Extent
 
-__all__ = ["FAR", "integers", "per_batch", "sequence_of"]
+__all__ = ["FAR", "check_per_batch", "check_sequence", "integers", "per_batch", "sequence_of"]
 
 # Farther than any position, and far enough from int64's end that positions can be added to it.
 FAR = 1 << 60
@@ -32,14 +32,19 @@ def per_batch(
 ) -> npt.NDArray[np.int64]:
     """(B|1, 1, 1) from an integer or an array with one for each batch element."""
     array = as_numpy(value).astype(np.int64).clip(-FAR, FAR)
-    if array.ndim and array.shape not in ((1,), (extent.flat_batch,), extent.batch):
-        raise MaskError(
-            f"{name} of shape {array.shape}",
-            f"an integer, or one for each of the {extent.flat_batch} batch elements",
-        )
+    check_per_batch(array.shape, extent, name)
     if not negative and np.any(array < 0):
         raise MaskError(f"{name} with {int(array.min())} in it", "0 or more")
     return array.reshape(-1, 1, 1)
+
+
+def check_per_batch(shape: tuple[int, ...], extent: Extent, name: str) -> None:
+    """That an array of that shape has one entry, or one for each batch element."""
+    if shape and shape not in ((1,), (extent.flat_batch,), extent.batch):
+        raise MaskError(
+            f"{name} of shape {shape}",
+            f"an integer, or one for each of the {extent.flat_batch} batch elements",
+        )
 
 
 def sequence_of(
@@ -47,12 +52,17 @@ def sequence_of(
 ) -> npt.NDArray[Any]:
     """(B|1, length) from an array (length,), (B, length) or (*batch, length)."""
     array = as_numpy(value)
-    lead = array.shape[:-1]
-    fits = array.ndim and array.shape[-1] == length
-    if not fits or lead not in ((), (1,), (extent.flat_batch,), extent.batch):
-        raise MaskError(
-            f"{name} of shape {array.shape}",
-            f"(B, {letter}) = ({extent.flat_batch}, {length})",
-        )
-    shared = lead in ((), (1,))
+    check_sequence(array.shape, extent, length, name, letter)
+    shared = array.shape[:-1] in ((), (1,))
     return array.reshape(1 if shared else extent.flat_batch, length)
+
+
+def check_sequence(
+    shape: tuple[int, ...], extent: Extent, length: int, name: str, letter: str
+) -> None:
+    """That an array of that shape has one entry for each position, shared by the batch or not."""
+    fits = bool(shape) and shape[-1] == length
+    if not fits or shape[:-1] not in ((), (1,), (extent.flat_batch,), extent.batch):
+        raise MaskError(
+            f"{name} of shape {shape}", f"(B, {letter}) = ({extent.flat_batch}, {length})"
+        )

@@ -14,7 +14,7 @@ from regard._arrays import as_numpy, dtype_name, is_array
 from regard.errors import MaskError
 from regard.masks.intervals import EVERYTHING, Extent, Visibility
 
-__all__ = ["Mask", "Normal", "as_mask", "flatten", "rebuild", "visibility"]
+__all__ = ["Mask", "Normal", "as_mask", "check_dense", "flatten", "rebuild", "visibility"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,12 @@ class Mask:
     def visibility(self, extent: Extent) -> Visibility:
         """The normal form for these sizes."""
         raise NotImplementedError
+
+    @functools.cached_property
+    def signature(self) -> tuple[Any, ...] | None:
+        """What tells the mask from others, hashable; None if that takes the values of an array."""
+        structure, arrays = flatten(self)
+        return None if arrays else structure
 
     def __and__(self, other: object) -> Mask:
         return Both(self, as_mask(other))
@@ -112,7 +118,7 @@ class Dense(Mask):
 
     def visibility(self, extent: Extent) -> Visibility:
         seen = as_numpy(self.seen)
-        _check_dense(seen.shape, extent)
+        check_dense(seen.shape, extent)
         seen = seen.reshape((1,) * (len(extent.shape) - seen.ndim) + seen.shape)
         batch, rest = seen.shape[:-3], seen.shape[-3:]
         if all(size == 1 for size in batch):
@@ -159,10 +165,9 @@ def visibility(mask: Mask | None, extent: Extent) -> Visibility:
     """The normal form of `mask` (None: everything); remembered where it holds no array."""
     if mask is None:
         return EVERYTHING
-    structure, arrays = flatten(mask)
-    if arrays:
+    if mask.signature is None:
         return mask.visibility(extent)
-    return _kept(structure, extent)
+    return _kept(mask.signature, extent)
 
 
 @functools.lru_cache(maxsize=32)
@@ -200,7 +205,8 @@ def rebuild(structure: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
     return Mask._classes[name](*fields)
 
 
-def _check_dense(shape: tuple[int, ...], extent: Extent) -> None:
+def check_dense(shape: tuple[int, ...], extent: Extent) -> None:
+    """That a boolean array of that shape can be a mask. Raises: MaskError."""
     try:
         fits = np.broadcast_shapes(shape, extent.shape) == extent.shape
     except ValueError:

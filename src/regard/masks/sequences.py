@@ -77,7 +77,7 @@ class Documents(Mask):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _CumulativeDocuments(Mask):
+class CumulativeDocuments(Mask):
     """Documents one after another, given by where each begins."""
 
     cu_lengths: Any
@@ -143,7 +143,7 @@ def documents(ids: Any = None, key_ids: Any = None, *, cu_lengths: Any = None) -
             "either ids= or cu_lengths=",
         )
     if cu_lengths is not None:
-        return _CumulativeDocuments(integers(cu_lengths, "documents(cu_lengths)"))
+        return CumulativeDocuments(integers(cu_lengths, "documents(cu_lengths)"))
     ids = integers(ids, "documents(ids)")
     return Documents(ids, ids if key_ids is None else integers(key_ids, "documents(key_ids)"))
 

@@ -26,7 +26,7 @@ from regard.operator import AttentionWeights
 from regard.recording.entry import Entry, Fixed
 from regard.recording.heads import HeadTable, table
 from regard.recording.record import Recording
-from regard.recording.summary import STATISTICS, Summary, requested, summarise
+from regard.recording.summary import NAMES, STATISTICS, Summary, requested, summarise
 
 __all__ = ["load", "save"]
 
@@ -35,6 +35,7 @@ _INDEX = "recording.json"
 _MOST_INDEX = 64 << 20  # bytes of JSON
 _FIELDS: dict[str, Any] = {
     "top_k": readouts.TopK,
+    "top_queries": readouts.TopQueries,
     "pooled": readouts.Pooled,
     "threshold": readouts.Edges,
 }
@@ -282,12 +283,16 @@ def _shapes(
     name: str, keywords: dict[str, Any], lead: tuple[int, int], queries: int, keys: int
 ) -> tuple[int | None, ...]:
     """The shape of a read-out's arrays."""
-    if name not in readouts.KINDS:
-        raise FileFormatError(f"a read-out {name!r}", f"one of {', '.join(readouts.KINDS)}")
+    if name not in NAMES:
+        raise FileFormatError(f"a read-out {name!r}", f"one of {', '.join(NAMES)}")
     if name == "threshold":
         return (None,)
     if name == "received":
-        return (*lead, keys)
+        return (lead[0], None, keys)  # heads, or groups of them
+    if name == "top_queries":
+        return (*lead, keys, None)
+    if name == "similarity":
+        return (*lead, None)
     if name == "pooled":
         return (*lead, None, None)
     grouped = name == "mass" and np.ndim(keywords["keys"]) > 0

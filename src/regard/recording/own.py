@@ -11,11 +11,21 @@ from regard.problem import Problem
 from regard.recording.call import Call
 from regard.recording.patch import Patch
 
-__all__ = ["patch"]
+__all__ = ["patches"]
 
 
-def patch(observer: Callable[[], Any]) -> Patch:
-    """The front end's attention, shown to the `observer()` of the calling thread, if any."""
+def patches(observer: Callable[[], Any]) -> tuple[Patch, Patch]:
+    """The front end's attention, shown to the `observer()` of the calling thread, if any.
+
+    And its `signature`: a call without one is not repeated from memory, but comes along here.
+    """
+
+    def hide(original: Any) -> Any:
+        @wraps(original)
+        def signature(*arrays: Any) -> Any:
+            return original(*arrays) if observer() is None else None
+
+        return signature
 
     def wrap(original: Any) -> Any:
         @wraps(original)
@@ -29,7 +39,7 @@ def patch(observer: Callable[[], Any]) -> Patch:
 
         return attention
 
-    return Patch(lambda: front, "attention", wrap)
+    return Patch(lambda: front, "attention", wrap), Patch(lambda: front, "signature", hide)
 
 
 def _read(problem: Problem) -> Call:

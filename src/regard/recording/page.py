@@ -68,6 +68,7 @@ def record(
         calls=calls,
         notes=[*notes, *unseen],
         glossary={**heads.SCORES, **heads.KINDS},
+        kinds=list(heads.KINDS),
     )
 
 
@@ -77,7 +78,7 @@ def _chosen(recording: Recording) -> list[str]:
     if not chosen:
         return []
     which = f"heads {chosen.pop()}" if len(chosen) == 1 else "some heads only"
-    return [f"Of each call, {which} were kept; here they are numbered from 0."]
+    return [f"Of each call, {which} were kept."]
 
 
 def _element(weights: Weights, batch: int) -> Weights:
@@ -115,6 +116,7 @@ def _call(weights: Weights, rows: Sequence[heads.HeadRow], texts: _Texts, keep: 
         query_text=texts.of(first + queries),
         key_text=texts.of(keys),
         first_query=first,
+        head_numbers=[row.head for row in rows],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,6 +21,7 @@ __all__ = ["Recording"]
 _SAMPLED_QUERIES = 64
 _PRINTED = (48, 16)  # calls at the beginning and at the end
 _SHARPEST = 3
+_SHOWN = 50_000_000  # weights up to which a notebook shows the page
 
 
 class Recording(Sequence[Weights]):
@@ -146,6 +148,17 @@ class Recording(Sequence[Weights]):
         from regard.viewer import write_page
 
         write_page(record(self, title=title, batch=batch), path)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """In a notebook, the page of the first batch element, unless that would take long."""
+        from regard.recording.page import record
+        from regard.viewer.notebook import bundle
+
+        weights = sum(math.prod(call.shape) for call in self)
+        if not 0 < weights <= _SHOWN:
+            hint = "\n(html(path) writes a page of it.)" if self else ""
+            return {"text/plain": f"{self}{hint}"}
+        return bundle(record(self), str(self))
 
     def __repr__(self) -> str:
         missed = f", {len(self.unseen)} unseen" if self.unseen else ""

@@ -141,7 +141,8 @@ def _of_summary(summary: Summary, crosses: bool) -> Iterator[_Score]:
             yield name, (_in_a_row(summary.read(name.replace(" ", "_"))), counted)
     if kept.get("mass") == {"keys": 1}:
         yield "first token", (_in_a_row(summary.mass()), later)
-    if kept.get("received") == {"reduce": "sum", "queries": None}:
+    given = {key: value for key, value in kept.get("received", {}).items() if value is not None}
+    if given == {"reduce": "sum"}:
         for element in _floats(summary.received()):
             yield "concentration", _concentration(element, element.any(axis=0))
     if queries == keys and not crosses:
@@ -287,12 +288,12 @@ class _Heads:
             yield name, (found[name], counted[name])
 
 
-def sweep(weights: Weights, **wanted: dict[str, Any]) -> dict[str, Any]:
+def sweep(weights: Weights, **wanted: Any) -> dict[str, Any]:
     """Read-outs as NumPy arrays, in one sweep; `wanted` names each with its keywords."""
     if isinstance(weights, Summary):
         found = {name: weights.read(name, **keywords) for name, keywords in wanted.items()}
     else:
-        found = weights._gather(wanted)
+        found = vars(weights.read(**wanted))
     return {name: _as_numpy(result) for name, result in found.items()}
 
 

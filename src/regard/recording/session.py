@@ -198,7 +198,7 @@ def _repeats() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-_PATCHES = (interfaces.patch(Session._observer), own.patch(Session._observer))
+_PATCHES = (interfaces.patch(Session._observer), *own.patches(Session._observer))
 
 
 # The number of our hooks, always the same, and none that PyTorch gives: what torch.compile compiles

@@ -12,13 +12,16 @@ import numpy.typing as npt
 from regard._arrays import as_numpy
 from regard.errors import OptionError
 from regard.masks import Visibility
-from regard.operator import DEFAULT_READ_OUTS, AttentionWeights, _keywords
+from regard.operator import DEFAULT_READ_OUTS, AttentionWeights
+from regard.reading import requested as _keywords
 from regard.readouts import KINDS
 
-__all__ = ["STATISTICS", "Summary", "Weights", "requested", "summarise", "visible_keys"]
+__all__ = ["NAMES", "STATISTICS", "Summary", "Weights", "requested", "summarise", "visible_keys"]
 
 # What read_outs="default" keeps: the preset of `attend`, and the places next to each query.
 STATISTICS: dict[str, Any] = {**DEFAULT_READ_OUTS, "offsets": (-1, 0, 1)}
+
+NAMES = ("lse", *KINDS)
 
 Keywords = dict[str, Any]
 
@@ -90,7 +93,7 @@ class Summary:
         return result
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name in KINDS:
+        if name in NAMES:
             return lambda *given, **keywords: self.read(name, *given, **keywords)
         if name.startswith("_") or not hasattr(AttentionWeights, name):
             raise AttributeError(f"'Summary' object has no attribute {name!r}")
@@ -122,7 +125,7 @@ def requested(read_outs: str | Mapping[str, Any]) -> dict[str, Keywords]:
         read_outs = STATISTICS
     if not isinstance(read_outs, Mapping):
         raise OptionError(f"read_outs={read_outs!r}", '"default", "heads" or a dict')
-    return {name: _keywords(name, given) for name, given in read_outs.items() if given is not False}
+    return _keywords(None, dict(read_outs))
 
 
 def summarise(
@@ -133,7 +136,8 @@ def summarise(
     """The read-outs of an operator; of a summary, itself."""
     if isinstance(weights, Summary):
         return weights
-    found = weights._gather(wanted)
+    requests: dict[str, Any] = dict(wanted)
+    found = vars(weights.read(**requests))
     kept = {name: (keywords, found[name]) for name, keywords in wanted.items()}
     visible = visible_keys(weights._problem.visibility, weights.shape[-1])
     return Summary(weights.shape, kept, visible, scores, weights.name)

@@ -10,6 +10,7 @@ from regard.viewer.page import page as page
 from regard.viewer.page import write_page as write_page
 from regard.viewer.record import Call as Call
 from regard.viewer.record import Record as Record
-from regard.viewer.record import Text as Text
+from regard.viewer.text import Picture as Picture
+from regard.viewer.text import Text as Text
 
-__all__ = ["Call", "Record", "Text", "iframe", "page", "write_page"]
+__all__ = ["Call", "Picture", "Record", "Text", "iframe", "page", "write_page"]

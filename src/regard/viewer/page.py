@@ -13,56 +13,51 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from regard.errors import OptionError
-from regard.viewer.packing import Chunks, LogCodes
-from regard.viewer.record import Call, Floats, Record, Text, cell_edges, pool
+from regard.viewer.comparison import pair
+from regard.viewer.header import header
+from regard.viewer.packing import Chunks
+from regard.viewer.record import Record
 
 SCRIPTS = (
-    "dom.js", "data.js", "state.js", "colour.js", "weights.js", "map.js", "heat.js", "axes.js",
-    "reader.js", "table.js", "main.js",
+    "dom.js", "svg.js", "compare.js", "data.js", "state.js", "colour.js", "weights.js", "map.js",
+    "heat.js", "axes.js", "reader.js", "picture.js", "align.js", "table.js", "main.js",
 )  # fmt: skip
 
-# What the codes of dense weights may be, finest first: the last code, and floor × number of keys.
-# Levels are cheap beside the floor: what lies under the floor deflates to next to nothing.
-DENSE_CODES = (
-    (65535, 1e-3), (255, 0.02), (128, 0.25), (96, 0.6), (64, 1.0), (48, 1.4), (40, 1.8), (40, 2.2),
-    (32, 2.6), (32, 3.2),
-)  # fmt: skip
-THUMBNAIL = 32
 
-
-def page(record: Record, *, budget: int = 3_000_000) -> str:
+def page(record: Record, *, against: Record | None = None, budget: int = 3_000_000) -> str:
     """The page as text.
 
+    against: an earlier record of the same shapes, to compare with: the page then shows it, this
+        one, and what changed from it to this.
     budget: about how many bytes the page may take to hold every weight. Weights are stored as
         finely as fits; if even the coarsest do not, the page draws pooled maps and reads the top
         k keys (k is then cut only if they would exceed eight times the budget). The page says
         which it is, and how exact.
 
-    Raises: OptionError for what is no Record.
+    Raises: OptionError for what is no Record, ShapeError when records to compare differ in shape.
     """
-    if not isinstance(record, Record):
-        raise OptionError(
-            f"a record of type {type(record).__name__}",
-            "a regard.viewer.Record",
-            "of what regard.watch gives, regard.recording.page.record(seen) makes one",
-        )
+    for each in (record,) if against is None else (record, against):
+        if not isinstance(each, Record):
+            raise OptionError(
+                f"a record of type {type(each).__name__}",
+                "a regard.viewer.Record",
+                "of what regard.watch gives, regard.recording.page.record(seen) makes one",
+            )
     chunks = Chunks()
-    header = _header(record, chunks, budget)
+    records = (record,) if against is None else pair(against, record)
     style, script = _asset("style.css"), _script()
+    content = _safe_json(header(records, chunks, budget))
     parts = {
         "policy": _policy(style, script),
         "title": html.escape(record.title.encode("utf-8", "replace").decode()),
         "style": style,
         "script": script,
-        "header": _safe_json(header),
+        "header": content,
         "chunks": "\n".join(
             f'<script type="application/octet-stream" id="chunk-{i}">{text}</script>'
             for i, text in enumerate(chunks.base64)
@@ -72,10 +67,16 @@ def page(record: Record, *, budget: int = 3_000_000) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], _asset("page.html"))
 
 
-def write_page(record: Record, path: str | os.PathLike[str], *, budget: int = 3_000_000) -> None:
+def write_page(
+    record: Record,
+    path: str | os.PathLike[str],
+    *,
+    against: Record | None = None,
+    budget: int = 3_000_000,
+) -> None:
     """Writes `page(record)` to `path`, whole or not at all; to where it leads, if it is a link."""
     target = Path(path)
-    text = page(record, budget=budget)
+    text = page(record, against=against, budget=budget)
     if target.exists() and not target.is_file():  # a pipe or a device cannot be replaced
         target.write_text(text, encoding="utf-8", newline="\n")
         return
@@ -88,11 +89,17 @@ def write_page(record: Record, path: str | os.PathLike[str], *, budget: int = 3_
         temporary.unlink(missing_ok=True)
 
 
-def iframe(record: Record, *, height: int = 900, budget: int = 3_000_000) -> str:
+def iframe(
+    record: Record,
+    *,
+    against: Record | None = None,
+    height: int = 900,
+    budget: int = 3_000_000,
+) -> str:
     """The page as an `<iframe srcdoc>` for a notebook: it shares neither scripts nor styles with
     what is around it.
     """
-    content = html.escape(page(record, budget=budget))
+    content = html.escape(page(record, against=against, budget=budget))
     return (
         f'<iframe srcdoc="{content}" sandbox="allow-scripts allow-downloads" '
         f'title="Attention" width="100%" height="{int(height)}" style="border:0"></iframe>'
@@ -113,7 +120,7 @@ def _policy(style: str, script: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
     return (
-        f"default-src 'none'; script-src 'sha256-{digest(script)}'; "
+        f"default-src 'none'; img-src data:; script-src 'sha256-{digest(script)}'; "
         f"style-src 'sha256-{digest(style)}'; base-uri 'none'; form-action 'none'"
     )
 
@@ -122,120 +129,3 @@ def _safe_json(value: Any) -> str:
     """JSON that no HTML parser mistakes for markup: ASCII, with <, > and & escaped."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _header(record: Record, chunks: Chunks, budget: int) -> dict[str, Any]:
-    calls = [_call_header(call, chunks) for call in record.calls]
-    room = (budget - chunks.size - 120_000) * 3 // 4
-    tier = _dense_tier(record.calls, room)
-    top_k = _top_k(record.calls, 8 * budget)
-    for call, entry in zip(record.calls, calls, strict=True):
-        if tier is not None and call.dense is not None:
-            entry["arrays"]["dense"] = chunks.add(call.dense, _dense_codes(tier, call.keys))
-        else:
-            entry["arrays"] |= _summary_arrays(call, chunks, top_k)
-    return {
-        "title": record.title,
-        "model": record.model,
-        "notes": list(record.notes),
-        "glossary": dict(record.glossary),
-        "texts": [_text_header(text) for text in record.texts],
-        "calls": calls,
-        "start": _start(record.calls),
-    }
-
-
-def _text_header(text: Text) -> dict[str, Any]:
-    return {
-        "name": text.name,
-        "tokens": list(text.tokens),
-        "special": np.flatnonzero(np.asarray(text.special, bool)).tolist(),
-        "glued": np.flatnonzero(~np.asarray(text.space_before, bool)).tolist(),
-    }
-
-
-def _call_header(call: Call, chunks: Chunks) -> dict[str, Any]:
-    grid = tuple(min(THUMBNAIL, n) for n in call.pooled_sum.shape[1:])
-    thumbnail = pool(call.pooled_sum, (grid[0], grid[1]), np.add)
-    return {
-        "name": call.name,
-        "layer": call.layer,
-        "heads": call.heads,
-        "queries": call.queries,
-        "keys": call.keys,
-        "query_text": call.query_text,
-        "key_text": call.key_text,
-        "first_query": call.first_query,
-        "kinds": list(call.kinds),
-        "scores": {name: _numbers(score) for name, score in call.scores.items()},
-        "arrays": {
-            "thumbnail": chunks.add(thumbnail, LogCodes(1e-4, _top(thumbnail), 255)),
-            "received": chunks.add(call.received, _marginal_codes(call.received)),
-            "entropy": chunks.add(call.entropy, _marginal_codes(call.entropy)),
-        },
-    }
-
-
-def _summary_arrays(call: Call, chunks: Chunks, top_k: int) -> dict[str, Any]:
-    """Pooled maps and the top keys, for a call too large to be stored whole."""
-    # per query, so that a cell says which share of its rows' attention it holds
-    rows = np.diff(cell_edges(call.queries, call.pooled_sum.shape[1]))
-    share = call.pooled_sum / np.maximum(rows, 1)[:, None]
-    keys = np.where(call.top_keys[..., :top_k] < 0, call.keys, call.top_keys[..., :top_k])
-    return {
-        "pooled_share": chunks.add(share, LogCodes(1e-5, 1.0, 255)),
-        "pooled_max": chunks.add(call.pooled_max, LogCodes(1e-5, 1.0, 255)),
-        "top_keys": chunks.add(keys.astype(np.uint16 if call.keys < 0xFFFF else np.uint32)),
-        "top_weights": chunks.add(call.top_weights[..., :top_k], LogCodes(1e-4, 1.0, 255)),
-    }
-
-
-def _top(values: Floats) -> float:
-    return max(float(values.max(initial=0)), 1e-3)
-
-
-def _marginal_codes(values: Floats) -> LogCodes:
-    return LogCodes(1e-4, _top(values), 65535 if values.size < 200_000 else 255)
-
-
-def _dense_codes(tier: int, keys: int) -> LogCodes:
-    last, floor = DENSE_CODES[tier]
-    return LogCodes(min(floor / max(keys, 8), 0.5), 1.0, last)
-
-
-def _dense_tier(calls: Sequence[Call], room: int) -> int | None:
-    """The finest codes with which all dense weights fit into `room` bytes: tried on a few heads."""
-    maps = [
-        call.dense[head] for call in calls if call.dense is not None for head in range(call.heads)
-    ]
-    total = sum(each.size for each in maps)
-    # beyond this ratio no code would fit, and trying takes long
-    if not total or total > 40 * room:
-        return None
-    picks = [maps[i] for i in np.unique(np.linspace(0, len(maps) - 1, 12).astype(int))]
-    share = sum(each.size for each in picks) / total
-    for tier in range(len(DENSE_CODES)):
-        sample = Chunks()
-        for each in picks:
-            sample.add(each, _dense_codes(tier, each.shape[-1]))
-        if sample.size * 3 / 4 <= 0.95 * room * share:
-            return tier
-    return None
-
-
-def _top_k(calls: Sequence[Call], limit: int) -> int:
-    """How many keys per query fit: three bytes each, before deflating."""
-    rows = sum(call.heads * call.queries for call in calls)
-    most = max(call.top_keys.shape[-1] for call in calls)
-    return int(max(1, min(most, limit // max(3 * rows, 1))))
-
-
-def _numbers(values: Floats) -> list[float | None]:
-    return [float(f"{v:.5g}") if np.isfinite(v) else None for v in values]
-
-
-def _start(calls: Sequence[Call]) -> list[int]:
-    """The head to open with: the sharpest, since that is the easiest to read."""
-    means = [call.entropy.mean(-1) if call.queries else np.zeros(call.heads) for call in calls]
-    call = int(np.argmin([mean.min(initial=np.inf) for mean in means]))
-    return [call, int(means[call].argmin())]

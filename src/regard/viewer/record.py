@@ -14,50 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regard.errors import OptionError, ShapeError
+from regard.viewer.text import Text
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
-
-CLOSING = frozenset(".,;:!?)]}%’”'…、。，")
-
-
-@dataclass(frozen=True)
-class Text:
-    """The tokens that one side of a call stands for, as a person would read them.
-
-    tokens: the text of each token, without marks such as Ġ or ▁. A leading "##" marks a piece that
-        continues a word; labels keep it, the running text drops it.
-    special: True for tokens that are no text ([CLS], padding, end of text): "hide sinks" hides
-        them.
-    space_before: True where a space goes between this token and the one before it.
-    name: shown above the text when a record has several ("source", "target").
-
-    Raises ShapeError when the three differ in length.
-    """
-
-    tokens: Sequence[str]
-    special: Sequence[bool]
-    space_before: Sequence[bool]
-    name: str = "text"
-
-    def __post_init__(self) -> None:
-        sizes = len(self.tokens), len(self.special), len(self.space_before)
-        if len(set(sizes)) != 1:
-            raise ShapeError(
-                f"tokens, special and space_before of text {self.name!r} have lengths {sizes}",
-                "three sequences of one length",
-                "use Text.guess(tokens) if only the tokens are known",
-            )
-
-    @classmethod
-    def guess(cls, tokens: Sequence[str], special: Sequence[bool] = (), name: str = "text") -> Text:
-        """A text of which only the tokens are known: no space before "##…" and closing marks.
-
-        special: as above; left out, whatever looks like [CLS], <s> or <|end|> counts.
-        """
-        looks = [len(t) > 2 and (t[0] + t[-1]) in ("[]", "<>") for t in tokens]
-        spaces = [not t.startswith("##") and t[:1] not in CLOSING for t in tokens]
-        return cls(tokens, list(special) or looks, spaces, name)
 
 
 @dataclass(frozen=True)
@@ -66,8 +26,8 @@ class Call:
 
     name: the module's path, such as "encoder.layer.3.attention".
     layer: its number, shown beside its row of the map.
-    kinds: H plain words, one per head, such as "previous token". "", "broad", "mixed" and "other"
-        are drawn in grey, every other kind has its colour.
+    kinds: H plain words, one per head, such as "previous token". "", "broad", "mixed", "other" and
+        "unknown" are drawn in grey, every other kind has its colour.
     scores: name → (H,) numbers to sort, filter and colour heads by. NaN means unknown.
     pooled_sum: (H, G, G'): weights summed over cells; query i lies in cell row i * G // Lq,
         key j in cell column j * G' // Lk.
@@ -79,6 +39,7 @@ class Call:
     dense: (H, Lq, Lk): all weights, or None. The page keeps them when its size allows.
     query_text, key_text: which text of the record the queries and the keys are.
     first_query: the token that query 0 stands for (greater than 0 with a key-value cache).
+    head_numbers: H numbers by which the heads are called, if some of the model's are left out.
 
     Raises ShapeError when sizes do not agree, OptionError when a number cannot be a weight.
     """
@@ -97,6 +58,7 @@ class Call:
     query_text: int = 0
     key_text: int = 0
     first_query: int = 0
+    head_numbers: Sequence[int] | None = None
 
     @property
     def heads(self) -> int:
@@ -129,11 +91,13 @@ class Call:
             self._check_shape("dense", self.dense, (h, lq, lk))
         for name, score in self.scores.items():
             self._check_shape(f"scores[{name!r}]", score, (h,))
-        if len(self.kinds) != h:
-            raise ShapeError(
-                f"{self.name}: kinds has {len(self.kinds)} entries for {h} heads",
-                "one plain word per head",
-            )
+        for name, wanted in (("kinds", "one plain word"), ("head_numbers", "one number")):
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != h:
+                raise ShapeError(
+                    f"{self.name}: {name} has {len(entries)} entries for {h} heads",
+                    f"{wanted} per head",
+                )
         self._check_values()
 
     def _check_shape(self, name: str, array: Any, wanted: tuple[int | None, ...]) -> None:
@@ -182,12 +146,12 @@ class Call:
         scores: Mapping[str, Floats] | None = None,
         top_k: int = 8,
         cells: int = 64,
-        **places: int,
+        **places: Any,
     ) -> Call:
         """Everything that a call needs, from dense weights (H, Lq, Lk).
 
         cells: the most rows and columns of the pooled maps. places: query_text, key_text,
-        first_query. Raises as the class does.
+        first_query, head_numbers. Raises as the class does.
         """
         if weights.ndim != 3:
             raise ShapeError(f"{name}: weights have shape {weights.shape}", "(H, Lq, Lk)")
@@ -235,6 +199,10 @@ class Record:
     texts: one, or several for encoder and decoder. calls: in the order in which they happened.
     notes: what a reader must know ("the text was cut at 512 tokens"); shown at the top.
     glossary: a kind's or a score's name → one sentence that explains it.
+    rollouts: what each token read through all layers, residual connections included: calls of one
+        head each, one for each pair of texts at most. Only the reader and the links show them.
+    kinds: all kinds that there may be: the nth has the nth colour, on every page alike. Kinds that
+        are not among them come after, by the alphabet.
 
     Raises OptionError when there is no call, or when a call names a text that does not exist;
     ShapeError when a call has more queries or keys than its text has tokens.
@@ -246,11 +214,16 @@ class Record:
     calls: Sequence[Call]
     notes: Sequence[str] = ()
     glossary: Mapping[str, str] = field(default_factory=dict)
+    kinds: Sequence[str] = ()
+    rollouts: Sequence[Call] = ()
 
     def __post_init__(self) -> None:
         if not self.calls:
             raise OptionError("the record holds no attention call", "one call at least")
-        for call in self.calls:
+        for rollout in self.rollouts:
+            if rollout.heads != 1:
+                raise ShapeError(f"{rollout.name}: {rollout.heads} heads", "a rollout has one")
+        for call in [*self.calls, *self.rollouts]:
             for side, text, size in (
                 ("query", call.query_text, call.first_query + call.queries),
                 ("key", call.key_text, call.keys),

@@ -1,11 +1,17 @@
 """Attention on PyTorch tensors: gradients, torch.compile, and PyTorch's own kernels off the CPU.
 
-attention.py chooses the way through; autograd.py has the gradients; ops.py is what torch.compile
-sees; native.py runs our kernels on tensors in main memory; own.py is PyTorch's attention, for
-devices that we have no kernels for.
+attention.py chooses the way through; plain.py says which calls can be repeated; autograd.py has the
+gradients; ops.py is what torch.compile sees; native.py runs our kernels on tensors in main memory;
+own.py is PyTorch's attention, for devices that we have no kernels for.
 """
 
+import sys
+
+from torch import Tensor
+
+from regard.frontends.repeated import FRONT_ENDS
 from regard.frontends.torch.attention import (
+    attend,
     attention,
     attention_lse,
     broadcast,
@@ -19,17 +25,25 @@ from regard.frontends.torch.attention import (
     untraced,
     version,
 )
+from regard.frontends.torch.native import empty_output
+from regard.frontends.torch.plain import Repeated, signature
+
+FRONT_ENDS[Tensor] = sys.modules[__name__]
 
 __all__ = [
+    "Repeated",
+    "attend",
     "attention",
     "attention_lse",
     "broadcast",
     "check",
     "copy",
+    "empty_output",
     "from_numpy",
     "host",
     "lse",
     "plan",
+    "signature",
     "transposed",
     "untraced",
     "version",

@@ -22,6 +22,7 @@ from regard.frontends.torch.autograd import Attention, Transposed, needs_gradien
 from regard.problem import Problem
 
 __all__ = [
+    "attend",
     "attention",
     "attention_lse",
     "broadcast",
@@ -60,6 +61,25 @@ def attention_lse(problem: Problem, backend: str | None) -> tuple[Tensor, Tensor
         output, total = ops.attention(problem, backend)
     else:
         output, total = Attention.apply(problem, backend, *_tensors(problem))
+    return _in_layout(output, problem), total
+
+
+def attend(
+    problem: Problem, backend: str | None, fields: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """The output as `attention` gives it, and lse (B, H, Lq), with the read-outs' fields filled.
+
+    lse None: the fields are not filled, since the output was not computed here.
+    """
+    problem = _whole_bias(_seeded(problem))
+    if _elsewhere(problem, backend) or torch.compiler.is_compiling() or _traced(problem):
+        return attention(problem, backend), None
+    if needs_gradient(problem):
+        output, total = Attention.apply(problem, backend, *_tensors(problem))
+        if fields:
+            dispatch.read_out(problem, None, total, fields, backend)
+    else:
+        output, total = native.forward(problem, backend, fields=fields)
     return _in_layout(output, problem), total
 
 

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from regard import dispatch
 from regard.problem import Problem
 
-__all__ = ["backward", "forward", "log_sum_exp"]
+__all__ = ["backward", "empty_output", "forward", "log_sum_exp"]
+
+
+def empty_output(problem: Problem) -> Tensor:
+    """(B, H, Lq, E), in memory as the caller's layout has it."""
+    output: Tensor = problem.query.new_empty(problem.output_shape)
+    return output if problem.layout == "BHLD" else output.swapaxes(-3, -2)
 
 
 def forward(
-    problem: Problem, backend: str | None, want_lse: bool = True
+    problem: Problem,
+    backend: str | None,
+    want_lse: bool = True,
+    fields: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Output (B, H, Lq, E), in memory as the caller's layout has it, and lse (B, H, Lq)."""
-    extent, query = problem.extent, problem.query
-    if problem.layout == "BHLD":
-        output = query.new_empty((*extent.shape[:-1], problem.value_size))
-    else:
-        shape = (*extent.batch, extent.queries, extent.heads, problem.value_size)
-        output = query.new_empty(shape).swapaxes(-3, -2)
+    """Output (B, H, Lq, E), in memory as the caller's layout has it, and lse (B, H, Lq).
+
+    fields: of read-outs of the same weights, to be filled too.
+    """
+    output = empty_output(problem)
     total = _new_lse(problem) if want_lse else None
-    dispatch.forward(problem, output, total, backend)
+    if fields:
+        dispatch.read_out(problem, output, total, fields, backend)
+    else:
+        dispatch.forward(problem, output, total, backend)
     return output, total
 
 
@@ -55,8 +67,8 @@ def backward(
             gradients[name] = torch.empty(
                 array.shape, dtype=lse.dtype if small else array.dtype, device=array.device
             )
-    delta = _delta(output, d_output, d_lse, lse)
-    dispatch.backward(problem, d_output, lse, delta, backend, **gradients)
+    d_lse = None if d_lse is None else d_lse.resolve_neg().contiguous()
+    dispatch.backward(problem, output, lse, d_output, d_lse, backend, **gradients)
     found = (
         None if name not in gradients else gradients[name].to(array.dtype)
         for name, array in zip(names, arrays, strict=True)
@@ -68,18 +80,3 @@ def _new_lse(problem: Problem) -> Tensor:
     dtype = getattr(torch, problem.accumulation_dtype)
     made: Tensor = problem.query.new_empty(problem.extent.shape[:-1], dtype=dtype)
     return made
-
-
-def _delta(output: Tensor | None, d_output: Tensor, d_lse: Tensor | None, lse: Tensor) -> Tensor:
-    """Σ_e d_output · output − d_lse (B, H, Lq).
-
-    Where the output is 0 its gradient does not count: a query that sees nothing may well be
-    padding, with a gradient that was never written.
-    """
-    if output is None:
-        return torch.zeros_like(lse)
-    product = output.to(lse.dtype) * d_output.to(lse.dtype)
-    delta = product.sum(dim=-1)
-    if not delta.isfinite().all():
-        delta = product.masked_fill_(output == 0, 0).sum(dim=-1)
-    return (delta if d_lse is None else delta - d_lse).contiguous()

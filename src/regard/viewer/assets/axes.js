@@ -49,7 +49,8 @@ function roundStep(least) {
 // The words of a label, each with its colour: the token, and before it its number.
 function tokenLabel(text, index, length, numbered) {
   const number = numbered ? `${index} ` : "";
-  const token = shorten(visible(text.tokens[index]), Math.max(3, length - number.length));
+  const name = isPatch(text, index) ? text.tokens[index].replace("patch ", "") : text.tokens[index];
+  const token = shorten(visible(name), Math.max(3, length - number.length));
   const colour = cssColour(text.special.has(index) ? "muted" : "ink");
   return [
     [number, cssColour("muted")],
@@ -67,33 +68,43 @@ function drawLabel(context, words, x, y, angle) {
   let at = angle ? 0 : -widths[0] - widths[1];
   words.forEach(([word, colour], n) => {
     context.fillStyle = colour;
-    context.fillText(word, at, 0);
+    if (word) context.fillText(word, at, 0);
     at += widths[n];
   });
   context.restore();
 }
 
-function marginal(name, count) {
-  const { data, table } = heat.marginals[name];
-  const codes = data.subarray(heat.head * count, (heat.head + 1) * count);
-  return Float32Array.from(codes, (code) => table[code]);
+// What each key received, or each query's entropy; of two runs, what changed.
+async function loadMarginal(call, head, name) {
+  if (call.pair) {
+    return difference(await Promise.all(call.pair.map((each) => loadMarginal(each, head, name))));
+  }
+  const { data, shape, table } = await load(call, name);
+  const [, cells] = shape;
+  const length = name === "received" ? call.keys : call.queries;
+  const first = head * cells;
+  // of a very large model only means over neighbours are stored
+  return Float32Array.from({ length }, (_, i) => table[data[first + Math.floor((i * cells) / length)]]);
 }
+
+const marginalColour = (value) =>
+  cssColour(!run().compares ? "bar" : value < 0 ? "less" : "more");
 
 // Below: how much each key received, summed over all queries; scaled to the keys in view.
 function drawReceived(context, columnAt) {
   const { left, top, height, width, cellWidth } = heat.plot;
   const [, , c0, c1] = zoomWindow();
-  const values = marginal("received", heat.call.keys);
+  const values = heat.marginals.received.slice();
   if (state.sinks === "hide") for (const key of sinksOf(heat.call)) values[key] = 0;
   const inView = values.subarray(Math.floor(c0), Math.ceil(c1));
-  const high = inView.reduce((a, b) => Math.max(a, b), 0) || 1;
+  const high = largestOf(inView) || 1;
   const base = top + height + 6;
-  context.fillStyle = cssColour("bar");
   const bar = Math.max(1, cellWidth - 1);
   for (let j = Math.floor(c0); j < c1; j++) {
     const x = Math.max(left, columnAt(j) - bar / 2);
     const end = Math.min(left + width, columnAt(j) + bar / 2);
-    context.fillRect(x, base, Math.max(0, end - x), (38 * values[j]) / high);
+    context.fillStyle = marginalColour(values[j]);
+    context.fillRect(x, base, Math.max(0, end - x), (38 * Math.abs(values[j])) / high);
   }
   context.fillStyle = cssColour("muted");
   context.font = "italic 11.5px system-ui, sans-serif";
@@ -107,26 +118,28 @@ function drawReceived(context, columnAt) {
 function drawEntropy(context, rowAt) {
   const { left, top, width, cellHeight, height } = heat.plot;
   const [r0, r1] = zoomWindow();
-  const values = marginal("entropy", heat.call.queries);
+  const values = heat.marginals.entropy;
   const high = Math.log(heat.call.keys) || 1;
   const space = Math.min(46, heat.width - left - width - 10);
-  context.fillStyle = cssColour("bar");
   const bar = Math.max(1, cellHeight - 1);
   for (let i = Math.floor(r0); i < r1; i++) {
     const y = Math.max(top, rowAt(i) - bar / 2);
     const end = Math.min(top + height, rowAt(i) + bar / 2);
-    context.fillRect(left + width + 6, y, (space * values[i]) / high, Math.max(0, end - y));
+    context.fillStyle = marginalColour(values[i]);
+    const length = (space * Math.abs(values[i])) / high;
+    context.fillRect(left + width + 6, y, length, Math.max(0, end - y));
   }
 }
 
 function drawLegend() {
   const exact = showsExactCells() && !heat.weights.whole;
   const scale = exact ? topScale() : heat.scale;
-  const stops = Array.from({ length: 9 }, (_, i) => rampColour(i / 8)).join(",");
+  const stops = Array.from({ length: 9 }, (_, i) => rampColour(i / 8, scale.colours)).join(",");
   $("legend-ramp").style.background = `linear-gradient(to right, ${stops})`;
   const middle = scale.kind === "log" ? Math.sqrt(scale.low * scale.high) : scale.high / 2;
   const ticks = [scale.low, middle, scale.high].map((value) => formatWeight(value, 1));
   if (scale.kind === "log") ticks[0] = `≤ ${ticks[0]}`;
+  if (scale.isSigned) ticks.splice(0, 3, `−${ticks[2]}`, "0", `+${ticks[2]}`);
   $("legend-ticks").replaceChildren(...ticks.map((tick) => element("span", {}, tick)));
   $("legend-text").textContent = legendText(exact);
 }
@@ -135,6 +148,7 @@ function legendText(exact) {
   const { weights, matrix, call } = heat;
   const error = `±${(100 * weights.error).toFixed(weights.error < 0.001 ? 2 : 1)} %`;
   const sinks = state.sinks === "hide";
+  if (run().compares) return "Purple: less than before. Green: more.";
   if (weights.whole) {
     const floor = weights.floor;
     const under = floor > 1e-4 ? `; those under ${formatWeight(floor, 1)} are drawn as none` : "";

@@ -5,10 +5,17 @@ const RAMPS = {
   light: ["#fdfcf9", "#dbe7f2", "#a9cae3", "#6aa5d0", "#3579b5", "#1b4f8f", "#0b2a5b"],
   dark: ["#12161c", "#16304a", "#1c4f7c", "#2b78b4", "#55a3d9", "#9dcdf0", "#f2faff"],
 };
-const KINDS = {
-  light: ["#0072b2", "#d55e00", "#009e73", "#b0528f", "#a67c00", "#2a9fd6", "#7a5cc9", "#8c2d04"],
-  dark: ["#56b4e9", "#ff8c42", "#2fd0a0", "#e391c4", "#f0d34f", "#9ad7ff", "#b9a3ff", "#ffb38a"],
+// Less, the same, more: told apart by lightness and by purple and green.
+const DIVERGING = {
+  light: ["#40004b", "#8a5aa0", "#cdb5d8", "#fdfcf9", "#b2d8ae", "#4f9d5b", "#00441b"],
+  dark: ["#e9c4ff", "#b273cf", "#5c3370", "#12161c", "#245a34", "#55a868", "#c2f2c4"],
 };
+const KINDS = {
+  light: ["#0063a6", "#d55e00", "#00a35c", "#cc3d8f", "#6b5900", "#2596d8", "#4a2fbf", "#7a1020"],
+  dark: ["#56b4e9", "#ff8c42", "#1fd39a", "#f56cc0", "#f4dc4a", "#b5e2ff", "#8a76f0", "#d9503f"],
+};
+
+const GREYS = { light: "#92928c", dark: "#79828e" };
 
 const darkScreen = matchMedia("(prefers-color-scheme: dark)");
 const theme = () => state.theme || (darkScreen.matches ? "dark" : "light");
@@ -19,11 +26,14 @@ function channels(hex) {
 
 const ramps = new Map();
 
+const ramp = () => coloursOf(RAMPS);
+const divergingRamp = () => coloursOf(DIVERGING);
+
 // 256 colours as little-endian RGBA, ready for ImageData.
-function ramp() {
-  const name = theme();
+function coloursOf(palette) {
+  const name = palette[theme()].join();
   if (!ramps.has(name)) {
-    const stops = RAMPS[name].map(channels);
+    const stops = palette[theme()].map(channels);
     const colours = new Uint32Array(256);
     for (let i = 0; i < 256; i++) {
       const place = (i / 255) * (stops.length - 1);
@@ -36,41 +46,48 @@ function ramp() {
   return ramps.get(name);
 }
 
-function rampColour(t) {
-  const c = ramp()[Math.round(255 * Math.min(1, Math.max(0, t)))];
+function rampColour(t, colours = ramp()) {
+  const c = colours[Math.round(255 * Math.min(1, Math.max(0, t)))];
   return `rgb(${c & 255}, ${(c >> 8) & 255}, ${(c >> 16) & 255})`;
 }
 
 // Kinds that name no pattern stay grey.
-const QUIET_KINDS = new Set(["broad", "mixed", "other"]);
+const QUIET_KINDS = new Set(["", "broad", "mixed", "other", "unknown"]);
 
-// Kinds in order of frequency, quiet ones last; the ninth and later, and heads without, are grey.
+// The kinds that there are, in the record's order, then by the alphabet; quiet ones last.
 const kindOrder = (() => {
-  const counts = new Map();
-  record.calls.forEach((call) =>
-    call.kinds.forEach((kind) => kind && counts.set(kind, (counts.get(kind) || 0) + 1)),
-  );
-  const quiet = (kind) => Number(QUIET_KINDS.has(kind));
-  return [...counts.keys()].sort((a, b) => quiet(a) - quiet(b) || counts.get(b) - counts.get(a));
+  const found = new Set(runs.flatMap(({ calls }) => calls.flatMap((call) => call.kinds)));
+  const unlisted = [...found].filter((kind) => !record.kinds.includes(kind)).sort();
+  const order = [...record.kinds, ...unlisted];
+  return [...order.filter((kind) => !QUIET_KINDS.has(kind)), ...QUIET_KINDS].filter(Boolean);
 })();
 
+// A kind's colour hangs on its place in the order alone; the ninth and later are grey.
 function kindColour(kind) {
-  const grey = theme() === "dark" ? "#79828e" : "#9a9a94";
-  return (!QUIET_KINDS.has(kind) && KINDS[theme()][kindOrder.indexOf(kind)]) || grey;
+  return (!QUIET_KINDS.has(kind) && KINDS[theme()][kindOrder.indexOf(kind)]) || GREYS[theme()];
 }
 
 const cssColour = (name) => getComputedStyle(document.body).getPropertyValue(`--${name}`).trim();
 
-// From weight to a place on the ramp; `high` is the largest value, `low` the smallest shown.
-function makeScale(kind, low, high) {
+// The colour that stands for a weight of a side; of a change, for less or more.
+const linkColour = (weight, side) =>
+  cssColour(!run().compares ? side : weight < 0 ? "less" : "more");
+
+// From weight to a place on the ramp; `high` is the largest value, `low` the smallest shown. A
+// signed scale goes from −high to high.
+function makeScale(kind, low, high, isSigned = false) {
   const bottom = Math.max(low, high * 1e-4);
   const range = Math.log(high / bottom) || 1;
   const log = (value) => (value < bottom ? 0 : Math.log(value / bottom) / range);
+  const place = kind === "log" ? log : (value) => value / high;
   return {
     kind,
     high,
+    isSigned,
     low: kind === "log" ? bottom : 0,
-    at: kind === "log" ? log : (value) => value / high,
+    at: isSigned ? (value) => 0.5 + (Math.sign(value) * place(Math.abs(value))) / 2 : place,
+    zero: isSigned ? 0.5 : 0,
+    colours: isSigned ? divergingRamp() : ramp(),
   };
 }
 
@@ -80,9 +97,9 @@ function paintMatrix(values, rows, columns, scale) {
   const context = canvas.getContext("2d");
   const image = context.createImageData(columns, rows);
   const pixels = new Uint32Array(image.data.buffer);
-  const colours = ramp();
+  const { colours, zero } = scale;
   for (let i = 0; i < pixels.length; i++) {
-    const t = values[i] ? scale.at(values[i]) : 0;
+    const t = values[i] ? scale.at(values[i]) : zero;
     pixels[i] = colours[t <= 0 ? 0 : t >= 1 ? 255 : Math.round(255 * t)];
   }
   context.putImageData(image, 0, 0);

@@ -8,22 +8,54 @@ record.texts.forEach((text) => {
 const visibleKeys = (object) =>
   Object.fromEntries(Object.entries(object).map(([name, value]) => [visible(name), value]));
 record.glossary = visibleKeys(record.glossary);
-record.calls.forEach((call, index) => {
-  call.index = index;
-  call.name = visible(call.name);
-  call.kinds = call.kinds.map((kind) => kind && visible(kind));
-  call.scores = visibleKeys(call.scores);
-  call.scopeKey = `${call.query_text},${call.key_text}`;
-});
+record.kinds = record.kinds.map(visible);
 
-const scoreNames = [...new Set(record.calls.flatMap((call) => Object.keys(call.scores)))];
-const isWhole = record.calls.every((call) => call.arrays.dense);
+// A run is one recording; a page that compares has two, and a third: what changed between them.
+const runs = record.runs.map(readRun);
+if (runs.length > 1) runs.push(changeRun(runs));
+runs.forEach(addHeads);
+
+const scoreNames = [...new Set(runs[0].calls.flatMap((call) => Object.keys(call.scores)))];
+let runNumber = 0;
+const run = () => runs[runNumber];
+
+function readRun(given) {
+  for (const call of [...given.calls, ...given.rollouts]) {
+    call.name = visible(call.name);
+    call.kinds = call.kinds.map((kind) => kind && visible(kind));
+    call.scores = visibleKeys(call.scores);
+    call.scopeKey = `${call.query_text},${call.key_text}`;
+  }
+  given.calls.forEach((call, index) => (call.index = index));
+  return given;
+}
+
+// All heads of a run with their scores, and from where to where the scores go.
+function addHeads(each) {
+  each.heads = each.calls.flatMap((call) =>
+    call.kinds.map((kind, head) => ({
+      call,
+      head,
+      kind,
+      scores: Object.fromEntries(
+        Object.entries(call.scores).map(([name, values]) => [name, values[head]]),
+      ),
+    })),
+  );
+  const names = new Set(each.calls.flatMap((call) => Object.keys(call.scores)));
+  each.ranges = Object.fromEntries(
+    [...names].map((name) => {
+      const values = each.heads.map((entry) => entry.scores[name]).filter(isNumber);
+      return [name, values.length ? [Math.min(...values), Math.max(...values)] : [0, 1]];
+    }),
+  );
+}
 
 // Calls go by their layer, or, where two share a layer, by their place in the record.
 const layersAreUnique =
-  new Set(record.calls.map((call) => call.layer)).size === record.calls.length;
+  new Set(runs[0].calls.map((call) => call.layer)).size === runs[0].calls.length;
 const callLabel = (call) => `${layersAreUnique ? call.layer : call.index}`;
-const headLabel = (call, head) => `${callLabel(call)}.${head}`;
+const headLabel = (call, head) => `${callLabel(call)}.${call.numbers[head]}`;
 
 const TYPES = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
 const inflated = new Map();
@@ -50,6 +82,9 @@ function tableOf({ floor, top, last }) {
   }
   return tables.get(key);
 }
+
+// Whether all of a call's weights are there; of both calls, if it compares two.
+const isWhole = (call) => Boolean((call.pair?.[0] ?? call).arrays.dense);
 
 // An array of a call: { data, shape, table, error }; null if the record does not hold it.
 function load(call, name) {

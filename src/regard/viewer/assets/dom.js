@@ -36,6 +36,7 @@ const percent = (x) => (x > 0.995 && x < 1 ? ">99 %" : `${Math.round(100 * x)} %
 // A weight with as many digits as its storage is exact to.
 function formatWeight(value, error) {
   if (value === 0) return "0";
+  if (value < 0) return `−${formatWeight(-value, error)}`;
   if (value < 0.0005) return value.toExponential(0).replace("e-", "e−");
   const digits = error < 0.001 ? 3 : 2;
   return value.toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(value) + 1e-9)));
@@ -43,6 +44,7 @@ function formatWeight(value, error) {
 
 function formatScore(value) {
   if (value === null || value === undefined) return "–";
+  if (value < 0) return `−${formatScore(-value)}`;
   const size = Math.abs(value);
   if (size >= 100) return value.toFixed(0);
   return size >= 10 ? value.toFixed(1) : value.toFixed(size >= 1 ? 2 : 3);
@@ -70,23 +72,8 @@ function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-// A canvas as a PNG with a line below it that says what it is.
-function downloadCanvas(name, canvas, caption) {
-  const ratio = window.devicePixelRatio || 1;
-  const copy = element("canvas", { width: canvas.width, height: canvas.height + 26 * ratio });
-  const context = copy.getContext("2d");
-  context.fillStyle = cssColour("panel");
-  context.fillRect(0, 0, copy.width, copy.height);
-  context.drawImage(canvas, 0, 0);
-  context.font = `${12 * ratio}px system-ui, sans-serif`;
-  context.fillStyle = cssColour("muted");
-  context.fillText(caption, 8 * ratio, copy.height - 9 * ratio, copy.width - 16 * ratio);
-  copy.toBlob((blob) => download(name, blob), "image/png");
-}
-
 // Sizes a canvas for the screen's pixels; gives a context that draws in CSS pixels.
-function prepareCanvas(canvas, width, height) {
-  const ratio = window.devicePixelRatio || 1;
+function prepareCanvas(canvas, width, height, ratio = window.devicePixelRatio || 1) {
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
   canvas.style.width = `${width}px`;

@@ -35,6 +35,11 @@ function zoomBy(factor, row, column) {
 
 // Numbers behind the picture: { values, rows, columns, high, low }.
 async function heatMatrix(call, head) {
+  if (call.pair) {
+    const [before, after] = await Promise.all(call.pair.map((each) => heatMatrix(each, head)));
+    const values = difference([before.values, after.values]);
+    return { ...after, values, high: largestOf(values) || 1, low: Math.max(before.low, after.low) };
+  }
   const weights = await weightsOf(call);
   if (weights.whole) return wholeMatrix(weights, head);
   return pooledMatrix(weights, head, await load(call, `pooled_${pooledName()}`));
@@ -103,14 +108,15 @@ async function drawHeat() {
   const { head } = state;
   const matrix = await heatMatrix(call, head);
   const weights = await weightsOf(call);
+  const pair = call.pair && (await Promise.all(call.pair.map(weightsOf)));
   const marginals = {
-    received: await load(call, "received"),
-    entropy: await load(call, "entropy"),
+    received: await loadMarginal(call, head, "received"),
+    entropy: await loadMarginal(call, head, "entropy"),
   };
   if (turn !== heat.turn) return;
-  const scale = makeScale(state.scale, matrix.low, matrix.high);
+  const scale = makeScale(state.scale, matrix.low, matrix.high, run().compares);
   const picture = paintMatrix(matrix.values, matrix.rows, matrix.columns, scale);
-  Object.assign(heat, { call, head, matrix, weights, scale, picture, marginals });
+  Object.assign(heat, { call, head, matrix, weights, pair, scale, picture, marginals });
   placeHeat();
   renderHeat();
 }
@@ -148,7 +154,8 @@ function renderHeat() {
 
 // Pooled maps give way to exact top weights once single cells can be seen.
 const showsExactCells = () =>
-  heat.weights.whole || Math.min(heat.plot.cellWidth, heat.plot.cellHeight) >= 3;
+  heat.weights.whole ||
+  (!run().compares && Math.min(heat.plot.cellWidth, heat.plot.cellHeight) >= 3);
 
 function drawCells(context) {
   const { left, top, width, height, cellWidth } = heat.plot;
@@ -156,7 +163,7 @@ function drawCells(context) {
   const { matrix, picture, call } = heat;
   const x = matrix.columns / call.keys;
   const y = matrix.rows / call.queries;
-  context.fillStyle = rampColour(0);
+  context.fillStyle = rampColour(heat.scale.zero, heat.scale.colours);
   context.fillRect(left, top, width, height);
   context.imageSmoothingEnabled = cellWidth / x < 1;
   context.imageSmoothingQuality = "high";
@@ -213,6 +220,7 @@ function describeCell({ query, key }) {
   const reader = visible(record.texts[call.query_text].tokens[query + call.first_query]);
   const read = visible(record.texts[call.key_text].tokens[key]);
   const hidden = state.sinks === "hide" && sinksOf(call).includes(key);
+  if (heat.pair) return describePair({ query, key }, reader, read);
   const weight = hidden ? 0 : weights.value(head, query, key) * sinkFactors(weights, head)[query];
   const missing = weights.whole
     ? `under ${formatWeight(weights.floor, 1)}`
@@ -231,6 +239,17 @@ function describeCell({ query, key }) {
     lines.push(element("div", { className: "faint" }, `cell: ${what} ${formatWeight(cell, 1)}`));
   }
   return lines;
+}
+
+// The weight in both runs, as stored.
+function describePair({ query, key }, reader, read) {
+  const values = heat.pair.map((weights) => weights.value(heat.head, query, key));
+  const shown = values.map((value) => formatWeight(value, heat.weights.error));
+  return [
+    element("div", {}, element("bdi", {}, reader), " → ", element("bdi", {}, read)),
+    element("strong", {}, `${shown[0]}, then ${shown[1]}`),
+    element("div", { className: "faint" }, `token ${query + heat.call.first_query}, token ${key}`),
+  ];
 }
 
 function moveOnHeat(event) {
@@ -323,10 +342,10 @@ function keyOnHeat(event) {
 function drawHeatControls() {
   press("scale", state.scale);
   press("measure", state.measure);
-  $("measure").hidden = Boolean(currentCall().arrays.dense);
+  $("measure").hidden = isWhole(currentCall());
   const { queries, keys } = currentCall();
   const label = headLabel(currentCall(), state.head);
-  $("heat-title").textContent = `Head ${label} as a map`;
+  $("heat-title").textContent = `Head ${label} as a map` + (run().compares ? ": what changed" : "");
   $("heat").setAttribute(
     "aria-label",
     `Heat map of head ${label}: ${queries} queries by ${keys} keys. ` +
@@ -338,8 +357,24 @@ function drawHeatControls() {
 function heatCaption(label) {
   const [low, high] = [heat.scale.low, heat.scale.high].map((value) => formatWeight(value, 1));
   const sinks = state.sinks === "hide" ? ", sinks hidden" : "";
-  const source = `${visible(record.title)}, ${visible(record.model)}`;
+  const which = runs.length > 1 ? ` (${visible(run().name)})` : "";
+  const source = `${visible(record.title)}, ${visible(record.model)}${which}`;
   return `${source}, head ${label}: ${state.scale} scale from ${low} to ${high}${sinks}.`;
+}
+
+function heatDrawing() {
+  const label = headLabel(heat.call, heat.head);
+  return {
+    name: `attention-head-${label}`,
+    width: heat.width,
+    height: heat.height,
+    draw: (context) => {
+      drawCells(context);
+      drawAxes(context);
+      drawSelection(context);
+    },
+    caption: heatCaption(label),
+  };
 }
 
 function startHeat() {
@@ -360,10 +395,7 @@ function startHeat() {
   $("zoom-in").onclick = () => zoomBy(0.6);
   $("zoom-out").onclick = () => zoomBy(1 / 0.6);
   $("zoom-reset").onclick = () => set({ zoom: "" });
-  $("heat-png").onclick = () => {
-    const label = headLabel(heat.call, heat.head);
-    downloadCanvas(`attention-head-${label}.png`, canvas, heatCaption(label));
-  };
+  exportWith("heat", heatDrawing);
   watch(["call", "head", "sinks", "measure", "scale", "theme", "zoom", "size"], drawHeatControls);
   watch(["call", "head", "sinks", "measure", "scale", "theme"], drawHeat);
   watch(["zoom", "size"], () => {

@@ -17,11 +17,11 @@ function chooseWith(id, choose) {
 function drawTop() {
   $("title").textContent = record.title;
   const tokens = record.texts.reduce((sum, text) => sum + text.tokens.length, 0);
-  const counts = [...new Set(record.calls.map((call) => call.heads))];
+  const counts = [...new Set(run().calls.map((call) => call.heads))];
   const size =
     counts.length === 1
-      ? `${pluralise(record.calls.length, "layer")} × ${pluralise(counts[0], "head")}`
-      : `${pluralise(record.calls.length, "layer")}, ${pluralise(heads.length, "head")}`;
+      ? `${pluralise(run().calls.length, "layer")} × ${pluralise(counts[0], "head")}`
+      : `${pluralise(run().calls.length, "layer")}, ${pluralise(run().heads.length, "head")}`;
   const words = layersAreUnique ? size : size.replace("layer", "attention call");
   $("model").textContent = [record.model, words, pluralise(tokens, "token")]
     .filter(Boolean)
@@ -86,17 +86,22 @@ function firstToken() {
 function start() {
   if (location.hash.length > 1) Object.assign(state, readAddress());
   else state.token = firstToken();
+  runNumber = state.run;
   applyTheme();
   drawTop();
   startReader();
   startMap();
   startHeat();
   startTable();
+  startAlign();
+  startCompare();
   watch(["theme"], applyTheme);
   watch(["address"], writeAddress);
   shade();
   drawMap();
   drawHeat();
+  drawAlign();
+  drawStrip();
   // the table stands below the first screen
   setTimeout(drawTable);
   $("theme").onclick = () => set({ theme: theme() === "dark" ? "light" : "dark" });

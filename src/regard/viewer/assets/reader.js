@@ -16,6 +16,8 @@ function layoutTexts() {
   if (reader.key === key) return;
   reader.key = key;
   reader.tokens = [];
+  const pictured = texts.some((index) => record.texts[index].picture);
+  $("text-title").textContent = pictured ? "The picture" : "The text";
   $("text").replaceChildren(
     ...texts.flatMap((index) => {
       const title = texts.length > 1 ? [element("h3", {}, record.texts[index].name)] : [];
@@ -33,6 +35,11 @@ function layoutText(index) {
   const newParagraph = () => element("p", { role: "presentation" });
   let paragraph = newParagraph();
   text.tokens.forEach((token, i) => {
+    if (isPatch(text, i)) {
+      if (i === text.picture.first) box.append(paragraph, layoutPicture(index, nodes));
+      if (i === text.picture.end - 1) paragraph = newParagraph();
+      return;
+    }
     if (i > 0 && !text.glued.has(i)) paragraph.append(" ");
     nodes.push(layoutToken(text, index, i));
     paragraph.append(nodes[i]);
@@ -81,7 +88,7 @@ async function shade() {
   layoutTexts();
   const token = activeToken();
   const nodes = reader.tokens[activeTextIndex()];
-  const reading = token >= 0 && token < nodes.length ? await readToken(token) : null;
+  const reading = token >= 0 && token < nodes.length ? await readScope(token, state.direction) : null;
   if (turn !== reader.turn) return;
   clearShades();
   reader.reading = reading;
@@ -103,6 +110,7 @@ function reveal(node) {
 }
 
 function clearShades() {
+  fadePictures(-1);
   for (const node of reader.shaded) {
     node.style.background = "";
     node.classList.remove("chosen");
@@ -120,13 +128,15 @@ function markChosen(node) {
 
 function shadeNodes({ values }) {
   const nodes = reader.tokens[otherTextIndex()];
-  const high = values.reduce((a, b) => Math.max(a, b), 0);
+  const high = largestOf(values);
   if (!high) return;
-  const colour = channels(cssColour(state.direction)).join(", ");
+  fadePictures(otherTextIndex());
   values.forEach((value, i) => {
-    const strength = (value / high) ** 0.7;
+    const strength = (Math.abs(value) / high) ** 0.7;
     if (strength < 0.03) return;
-    nodes[i].style.background = `rgba(${colour}, ${(0.56 * strength).toFixed(3)})`;
+    const colour = channels(linkColour(value, state.direction)).join(", ");
+    const most = nodes[i].classList.contains("patch") ? 0.85 : 0.56;
+    nodes[i].style.background = `rgba(${colour}, ${(most * strength).toFixed(3)})`;
     reader.shaded.push(nodes[i]);
   });
 }
@@ -136,7 +146,8 @@ const scopeName = () =>
     head: `head ${headLabel(currentCall(), state.head)}`,
     layer: `layer ${callLabel(currentCall())}, mean of ${pluralise(currentCall().heads, "head")}`,
     model: "all heads, mean",
-  })[state.scope];
+    rollout: "the rollout through all layers",
+  })[scope()];
 
 // The sentence and the list beside the text.
 function describe(token, reading) {
@@ -149,14 +160,16 @@ function describe(token, reading) {
   const word = visible(tokenText().tokens[token] ?? "");
   const name = element("bdi", { className: state.direction }, word);
   const verb = state.direction === "out" ? " reads" : " is read by";
-  $("sentence").replaceChildren(name, `${verb}, in ${scopeName()}:`);
+  const changes = run().compares ? ", more and less than before" : "";
+  $("sentence").replaceChildren(name, `${verb}${changes}, in ${scopeName()}:`);
   if (!reading) {
     $("coverage").textContent = "This token takes no part in this call.";
     return list.replaceChildren();
   }
   const { values, error } = reading;
-  const some = [...values.keys()].filter((i) => values[i] > 0);
-  const best = some.sort((a, b) => values[b] - values[a]).slice(0, LIST_LENGTH);
+  const some = [...values.keys()].filter((i) => values[i] !== 0);
+  const size = (i) => Math.abs(values[i]);
+  const best = some.sort((a, b) => size(b) - size(a)).slice(0, LIST_LENGTH);
   list.replaceChildren(...best.map((i) => listItem(i, values[i], values[best[0]], error)));
   $("coverage").textContent = coverage(reading);
   announceReading(token, best, values, error);
@@ -165,11 +178,13 @@ function describe(token, reading) {
 function listItem(i, value, high, error) {
   const text = record.texts[otherTextIndex()];
   const word = element("bdi", { className: "word" }, shorten(visible(text.tokens[i]), 24));
+  if (isPatch(text, i)) word.prepend(patchImage(text, i));
   const place = element("span", { className: "place" }, `${i}`);
   const bar = element("span", { className: "bar" }, element("i"));
-  bar.firstChild.style.width = `${(100 * value) / high}%`;
-  bar.firstChild.style.background = cssColour(state.direction);
-  const number = element("span", { className: "number" }, formatWeight(value, error));
+  bar.firstChild.style.width = `${Math.abs((100 * value) / high)}%`;
+  bar.firstChild.style.background = linkColour(value, state.direction);
+  const shown = signed(formatWeight(value, error), value);
+  const number = element("span", { className: "number" }, shown);
   const button = element("button", { type: "button" }, place, word, bar, number);
   button.title = "Go to this token";
   button.onclick = () => goTo(i);
@@ -183,7 +198,12 @@ function goTo(i) {
 }
 
 // How much of the attention the shades stand for: never more than is known.
-function coverage({ values, total, whole, floor, k, error }) {
+function coverage({ values, total, whole, floor, k, error, compares }) {
+  if (compares) {
+    const gained = values.reduce((sum, value) => sum + Math.max(0, value), 0);
+    const lost = values.reduce((sum, value) => sum - Math.min(0, value), 0);
+    return `${formatScore(gained)} more, ${formatScore(lost)} less, in what is stored.`;
+  }
   const sum = values.reduce((a, b) => a + b, 0);
   const hidden = state.sinks === "hide" ? " Sinks are hidden and the rest scaled up." : "";
   if (state.direction === "out" && total === 0) return "It reads nothing here but sinks.";
@@ -239,7 +259,7 @@ function hoverText(event) {
   const pointed = visible(record.texts[at.text].tokens[at.token]);
   const pair = state.direction === "out" ? [chosen, pointed] : [pointed, chosen];
   const value = reader.reading.values[at.token];
-  const text = value > 0 ? formatWeight(value, reader.reading.error) : "not stored: small, or none";
+  const text = value ? formatWeight(value, reader.reading.error) : "not stored: small, or none";
   showTip(
     event,
     element("div", {}, element("bdi", {}, pair[0]), " → ", element("bdi", {}, pair[1])),
@@ -250,7 +270,7 @@ function hoverText(event) {
 // Whether reading one token is fast enough to do it while the pointer moves.
 function isQuick() {
   const { call } = scopeHeads()[0];
-  const each = state.direction === "out" ? 64 : call.queries * (call.arrays.dense ? 1 : 8);
+  const each = state.direction === "out" ? 64 : call.queries * (isWhole(call) ? 1 : 8);
   return scopeHeads().length * each < 4e6;
 }
 
@@ -286,7 +306,8 @@ function keyOnText(event) {
 }
 
 function drawReaderControls() {
-  press("scope", state.scope);
+  press("scope", scope());
+  $("scope").querySelector("[value=rollout]").hidden = !rollouts().length;
   press("direction", state.direction);
   document.querySelectorAll(".sinks").forEach((box) => (box.checked = state.sinks === "hide"));
 }
@@ -308,7 +329,7 @@ function startReader() {
     box.onchange = () => set({ sinks: box.checked ? "hide" : "show" });
   });
   watch(["call", "head", "token", "direction", "scope", "sinks", "theme"], shade);
-  watch(["direction", "scope", "sinks"], drawReaderControls);
+  watch(["call", "direction", "scope", "sinks"], drawReaderControls);
   drawReaderControls();
   layoutTexts();
 }

@@ -1,29 +1,35 @@
 // What is being looked at. Every view draws from it; the address keeps it.
 
 const defaults = {
+  run: runs.length - 1,
   call: record.start[0],
   head: record.start[1],
   token: -1, // of the query text when direction is "out", of the key text when "in"
   direction: "out",
-  scope: "head", // head | layer | model
-  scale: record.calls.some((call) => call.keys > 48) ? "log" : "linear",
+  scope: "head", // head | layer | model | rollout
+  scale: run().calls.some((call) => call.keys > 48) ? "log" : "linear",
   measure: "mass", // mass | max, for pooled maps
   sinks: "show", // show | hide
   show: "", // a score that colours the map; empty: the patterns themselves
   sort: "", // a score that orders the map; empty: the model's order
-  least: 0, // heads whose score is lower are dimmed; as a share of the range
+  filter: "", // a score: heads beyond the bound are dimmed
+  bound: 0, // as a share of the score's range
+  side: "least", // least | most: which side of the bound is kept
   kind: "", // heads of other kinds are dimmed
   zoom: "", // "row0,row1,column0,column1", empty: everything
+  link: 0.1, // the least weight that is drawn as a link
   theme: "", // "", light, dark
 };
 const allowed = {
   direction: ["out", "in"],
-  scope: ["head", "layer", "model"],
+  scope: ["head", "layer", "model", "rollout"],
   scale: ["log", "linear"],
   measure: ["mass", "max"],
   sinks: ["show", "hide"],
   theme: ["", "light", "dark"],
+  side: ["least", "most"],
   show: ["", ...scoreNames],
+  filter: ["", ...scoreNames],
   sort: ["", ...scoreNames],
 };
 
@@ -43,6 +49,9 @@ function set(change) {
     state[name] = value;
     changed.add(name);
   }
+  // another run is another call of the same shape
+  if (changed.has("run")) changed.add("call");
+  runNumber = state.run;
   changed.add("address");
 }
 
@@ -68,11 +77,12 @@ function readAddress() {
     if (name in allowed && !allowed[name].includes(value)) continue;
     next[name] = typeof defaults[name] === "number" ? Number(value) : value;
   }
-  const call = record.calls[next.call];
+  if (!(next.run in runs)) next.run = defaults.run;
+  const call = run().calls[next.call];
   if (!call) next.call = defaults.call;
-  if (!(next.head in record.calls[next.call].kinds)) next.head = 0;
+  if (!(next.head in run().calls[next.call].kinds)) next.head = 0;
   if (!Number.isInteger(next.token)) next.token = -1;
-  if (!Number.isFinite(next.least)) next.least = 0;
+  for (const name of ["bound", "link"]) if (!Number.isFinite(next[name])) next[name] = 0;
   if (next.zoom.split(",").some((n) => n !== "" && !(Number(n) >= 0))) next.zoom = "";
   return next;
 }
@@ -86,14 +96,14 @@ function writeAddress() {
   }
 }
 
-const currentCall = () => record.calls[state.call];
+const currentCall = () => run().calls[state.call];
 const tokenText = () =>
   record.texts[state.direction === "out" ? currentCall().query_text : currentCall().key_text];
 
 // Another head; the token stays if the new call reads the same text.
 function chooseHead(call, head) {
-  const same = record.calls[call].scopeKey === currentCall().scopeKey;
-  const sizes = record.calls[call].queries === currentCall().queries;
+  const same = run().calls[call].scopeKey === currentCall().scopeKey;
+  const sizes = run().calls[call].queries === currentCall().queries;
   set({ call, head, zoom: same && sizes ? state.zoom : "", token: same ? state.token : -1 });
 }
 
@@ -103,8 +113,8 @@ function stepHead(by) {
 }
 
 function stepLayer(by) {
-  const call = (state.call + by + record.calls.length) % record.calls.length;
-  chooseHead(call, Math.min(state.head, record.calls[call].heads - 1));
+  const call = (state.call + by + run().calls.length) % run().calls.length;
+  chooseHead(call, Math.min(state.head, run().calls[call].heads - 1));
 }
 
 function reverse() {

@@ -9,12 +9,15 @@ const tableColumns = [
   { name: "module", value: (entry) => entry.call.name },
 ];
 
+// What changed most comes first, until something else is chosen.
+const sortedBy = () => table.sort || (run().compares ? "change" : "");
+
 function sortedHeads() {
-  const column = tableColumns.find(({ name }) => name === table.sort);
-  if (!column) return heads;
+  const column = tableColumns.find(({ name }) => name === sortedBy());
+  if (!column) return run().heads;
   const sign = table.descending ? -1 : 1;
   const unknown = table.descending ? -Infinity : Infinity;
-  return [...heads].sort((a, b) => {
+  return [...run().heads].sort((a, b) => {
     const [x, y] = [column.value(a) ?? unknown, column.value(b) ?? unknown];
     return sign * (x < y ? -1 : x > y ? 1 : 0);
   });
@@ -25,13 +28,13 @@ function drawTable() {
   const shown = sortedHeads().filter(passesFilter);
   $("table-body").replaceChildren(...shown.map(tableRow));
   $("table-count").textContent =
-    shown.length === heads.length
-      ? pluralise(heads.length, "head")
-      : `${shown.length} of ${pluralise(heads.length, "head")}, as filtered on the map`;
+    shown.length === run().heads.length
+      ? pluralise(run().heads.length, "head")
+      : `${shown.length} of ${pluralise(run().heads.length, "head")}, as filtered on the map`;
 }
 
 function headerCell(column) {
-  const active = table.sort === column.name;
+  const active = sortedBy() === column.name;
   const arrow = active ? (table.descending ? " ↓" : " ↑") : "";
   const button = element("button", { type: "button" }, column.name + arrow);
   button.title = record.glossary[column.name] || `Sort by ${column.name}`;
@@ -66,15 +69,17 @@ function tableRow(entry) {
 }
 
 function scoreCell(entry, name) {
-  const cell = element("td", { className: "number" }, formatScore(entry.scores[name]));
-  const place = 100 * scorePlace(entry, name);
+  const value = entry.scores[name];
+  const shown = name === "change" ? formatScore(value) : signed(formatScore(value), value);
+  const cell = element("td", { className: "number" }, shown);
+  const place = 100 * (run().compares ? scoreBar : scorePlace)(entry, name);
   const colour = cssColour("tint");
   cell.style.background = `linear-gradient(to left, ${colour} ${place}%, transparent ${place}%)`;
   return cell;
 }
 
 function markRow() {
-  for (const entry of heads) {
+  for (const entry of run().heads) {
     const chosen = entry.call.index === state.call && entry.head === state.head;
     entry.row?.classList.toggle("chosen", chosen);
   }
@@ -93,7 +98,7 @@ function tableCsv() {
   const rows = sortedHeads().map((entry) => [
     entry.call.name,
     entry.call.layer,
-    entry.head,
+    entry.call.numbers[entry.head],
     entry.kind,
     ...scoreNames.map((name) => entry.scores[name]),
   ]);
@@ -103,6 +108,6 @@ function tableCsv() {
 function startTable() {
   $("csv").onclick = () =>
     download("attention-heads.csv", new Blob([tableCsv()], { type: "text/csv;charset=utf-8" }));
-  watch(["kind", "least", "show", "sort", "theme"], drawTable);
+  watch(["run", "kind", "filter", "bound", "side", "theme"], drawTable);
   watch(["call", "head"], markRow);
 }

@@ -77,6 +77,7 @@ class TopWeights {
 const loadedWeights = new Map();
 
 function weightsOf(call) {
+  if (call.pair) return weightsOf(call.pair[1]);
   if (!loadedWeights.has(call)) loadedWeights.set(call, makeWeights(call));
   return loadedWeights.get(call);
 }
@@ -96,21 +97,44 @@ function sinkFactors(weights, head) {
   return factors.map((_, query) => (mass[query] < 0.995 ? 1 / (1 - mass[query]) : 0));
 }
 
+// Rollouts of the texts of the present call: all layers in one map.
+const rollouts = () =>
+  run().rollouts.filter((rollout) => rollout.scopeKey === currentCall().scopeKey);
+
+// The scope that is shown: not every call has a rollout.
+const scope = () => (state.scope === "rollout" && !rollouts().length ? "head" : state.scope);
+
 // The heads that the reader averages.
 function scopeHeads() {
   const call = currentCall();
-  if (state.scope === "head") return [{ call, head: state.head }];
-  const calls =
-    state.scope === "layer" ? [call] : record.calls.filter((c) => c.scopeKey === call.scopeKey);
+  if (scope() === "head") return [{ call, head: state.head }];
+  const calls = {
+    layer: () => [call],
+    model: () => run().calls.filter((c) => c.scopeKey === call.scopeKey),
+    rollout: rollouts,
+  }[scope()]();
   return calls.flatMap((c) => c.kinds.map((_, head) => ({ call: c, head })));
 }
 
 // What the token reads ("out"), or who reads it ("in"), averaged over the scope:
 // { values by token of the other side, total (all attention there is), error, floor, whole }.
-async function readToken(token) {
+async function readScope(token, direction) {
   const heads = scopeHeads();
+  if (!run().compares) return readHeads(heads, token, direction);
+  const readings = await Promise.all(
+    [0, 1].map((n) => {
+      const own = heads.map(({ call, head }) => ({ call: call.pair[n], head }));
+      return readHeads(own, token, direction);
+    }),
+  );
+  if (readings.includes(null)) return null;
+  const values = difference(readings.map((reading) => reading.values));
+  return { ...readings[1], values, compares: true };
+}
+
+async function readHeads(heads, token, direction) {
   const all = await Promise.all(heads.map(({ call }) => weightsOf(call)));
-  const out = state.direction === "out";
+  const out = direction === "out";
   const first = heads[0].call;
   const text = record.texts[out ? first.key_text : first.query_text];
   const values = new Float32Array(text.tokens.length);
@@ -148,5 +172,6 @@ async function addIn(weights, head, key, values) {
   weights.addColumn(head, key, values, sinkFactors(weights, head));
   if (hide) return NaN; // what it receives from rows made longer is known only where all is stored
   const received = await load(weights.call, "received");
+  if (received.shape[1] < weights.call.keys) return NaN; // only means over neighbours are stored
   return received.table[received.data[head * weights.call.keys + key]];
 }

@@ -1,0 +1,72 @@
+"""How fast are whole Hugging Face models with Regard's attention, beside PyTorch's?
+
+    python benchmarks/bench_models.py [TEXT …]     # the cases whose label has every TEXT
+
+Random weights of BERT-base's and GPT-2's size, batch 1. Writes benchmarks/results/models.json.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from harness import alternate, chosen, record, save
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+
+import regard.huggingface  # noqa: F401 - registers the implementation "regard"
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "BERT-base": lambda: BertModel(BertConfig(max_position_embeddings=1024)),
+    "GPT-2": lambda: GPT2Model(GPT2Config(use_cache=False)),
+}
+PEERS = {"regard": "regard", "torch": "sdpa"}
+
+
+def inference(model: Any, tokens: torch.Tensor) -> Callable[[], Any]:
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(tokens).last_hidden_state
+
+    model.eval()
+    return run
+
+
+def training(model: Any, tokens: torch.Tensor) -> Callable[[], Any]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+    def step() -> None:
+        model(tokens).last_hidden_state.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.eval()  # without dropout, which PyTorch's fused attention lacks
+    return step
+
+
+def main() -> None:
+    rows = []
+    cases = [
+        (f"{dtype} {name} {length} tokens, {way.__name__}", name, length, dtype, way)
+        for dtype in ("float32", "bfloat16")
+        for name in MODELS
+        for length in (512, 1024)
+        for way in (inference, training)
+    ]
+    for label, name, length, dtype, way in chosen(cases):
+        torch.manual_seed(0)
+        model = MODELS[name]().to(getattr(torch, dtype))
+        tokens = torch.randint(1000, (1, length))
+        calls = {}
+        for peer, implementation in PEERS.items():
+            own = copy.deepcopy(model)
+            own.set_attn_implementation(implementation)
+            calls[peer] = way(own, tokens)
+        rows.append(record(label, dtype, alternate(calls, seconds=6)))
+    if len(rows) == len(cases):
+        print(save("models", rows))
+
+
+if __name__ == "__main__":
+    main()

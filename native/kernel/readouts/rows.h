@@ -1,0 +1,157 @@
+// Scores become weights; and what is a sum over the keys of a row: entropy, effective keys, mean
+// distance, and the largest.
+#ifndef REGARD_KERNEL_READOUTS_ROWS_H
+#define REGARD_KERNEL_READOUTS_ROWS_H
+
+namespace regard {
+namespace REGARD_NAMESPACE {
+
+template <class T>
+class RowSums {
+ public:
+  RowSums(const regard_problem &p, const T *lse, const Request &q)
+      : p_(p),
+        q_(q),
+        lse_(lse),
+        unit_(score_unit<T>(p)),
+        size_(plain(p) ? static_cast<T>(fabs(p.scale)) : T(1)),
+        sums_(q.entropy || q.effective_keys || q.distance),
+        largest_(q.max_score || q.max_weight) {}
+
+  bool wanted() const { return sums_; }
+
+  void start(const Rows<T> &rows) {
+    for (int r = 0; r < rows.width; ++r) {
+      const T lse = lse_[row_index(p_, rows, r)];
+      // A row that sees nothing keeps weights 2^(-inf + 0) = 0.
+      shift_[r] = lse == -kInfinity<T> ? T(0) : -lse * static_cast<T>(kLog2e);
+      top_[r] = -kInfinity<T>;
+      entropy_[r] = squares_[r] = distance_[r] = 0;
+    }
+  }
+
+  // 2^(unit * score + shift) is the weight of a score.
+  T unit() const { return unit_; }
+  const T *shift() const { return shift_; }
+  T weight(T score, int r) const {
+    T lanes[kLanes<T>];
+    store(lanes, exp2(fma(broadcast(score), broadcast(unit_), broadcast(shift_[r]))));
+    return lanes[0];
+  }
+
+  // Scores become weights.
+  void take(const Tile<T> &tile) {
+    const int width = tile.rows.width;
+    for (int r = 0; r < width; r += kLanes<T>) {
+      if (sums_) {
+        take_lanes<true>(tile.values, tile.count, width, r);
+      } else {
+        take_lanes<false>(tile.values, tile.count, width, r);
+      }
+    }
+    if (sums_) add(tile);
+  }
+
+  // Before take(); the scores stay.
+  void look(const Tile<T> &tile) {
+    if (largest_) raise_keys(tile.values, tile.count, tile.rows.width, top_);
+  }
+
+  void finish(const Rows<T> &rows) const {
+    for (int r = 0; r < rows.count; ++r) {
+      const int64_t at = row_index(p_, rows, r);
+      const T squares = static_cast<T>(squares_[r]);
+      put(q_.max_score, at, top_[r] * size_);
+      put(q_.max_weight, at, weight(top_[r], r));
+      put(q_.entropy, at, static_cast<T>(0 - kLn2 * entropy_[r]));
+      put(q_.effective_keys, at, squares == 0 ? T(0) : 1 / squares);
+      put(q_.distance, at, static_cast<T>(distance_[r]));
+    }
+  }
+
+ private:
+  static void put(void *array, int64_t at, T value) {
+    if (array) static_cast<T *>(array)[at] = value;
+  }
+
+  template <bool kSums>
+  REGARD_INLINE void take_lanes(T *values, int64_t keys, int width, int r) {
+    const Vec<T> unit = broadcast(unit_), shift = load(shift_ + r), zero = broadcast<T>(0);
+    // A weight that is 0 has no logarithm: 0 * kLeast is 0 all the same.
+    const Vec<T> least = broadcast<T>(kLeast);
+    Vec<T> sum = zero, behind = zero, entropy = zero, squares = zero;
+    for (int64_t j = 0; j < keys; ++j) {
+      T *at = values + j * width + r;
+      const Vec<T> power = fma(load(at), unit, shift), weight = exp2(power);
+      store(at, weight);
+      if constexpr (kSums) {
+        sum = sum + weight;
+        behind = behind + sum;
+        entropy = fma(weight, max(power, least), entropy);
+        squares = fma(weight, weight, squares);
+      }
+    }
+    if constexpr (kSums) {
+      store(tile_sum_ + r, sum);
+      store(tile_behind_ + r, behind);
+      store(tile_entropy_ + r, entropy);
+      store(tile_squares_ + r, squares);
+    }
+  }
+
+  // What the tile adds to the sums of its rows, in double.
+  void add(const Tile<T> &tile) {
+    const Rows<T> &rows = tile.rows;
+    for (int r = 0; r < rows.width; ++r) {
+      entropy_[r] += tile_entropy_[r];
+      squares_[r] += tile_squares_[r];
+    }
+    if (!q_.distance) return;
+    const int64_t first = rows.query[0] + q_.distance_offset;
+    const int64_t last = rows.query[rows.count - 1] + q_.distance_offset;
+    const int64_t end = tile.begin + tile.count;
+    if (tile.begin < last && first < end) return add_near(tile);
+    const double sign = tile.begin >= last ? 1 : -1;
+    for (int r = 0; r < rows.width; ++r) {
+      // The j-th of n keys is counted n - j times in `behind`: n sum - behind is the sum of p j.
+      const double from = static_cast<double>(end - rows.query[r] - q_.distance_offset);
+      distance_[r] += sign * (from * tile_sum_[r] - tile_behind_[r]);
+    }
+  }
+
+  // Some keys lie before, some behind their query.
+  void add_near(const Tile<T> &tile) {
+    const Rows<T> &rows = tile.rows;
+    T position[kBlock<T>], sum[kBlock<T>];
+    for (int r = 0; r < rows.width; ++r) {
+      position[r] = static_cast<T>(rows.query[r] + q_.distance_offset - tile.begin);
+    }
+    for (int r = 0; r < rows.width; r += kLanes<T>) {
+      Vec<T> total = broadcast<T>(0);
+      for (int64_t j = 0; j < tile.count; ++j) {
+        const Vec<T> ahead = broadcast(static_cast<T>(j)) - load(position + r);
+        total = fma(load(tile.of(j) + r), max(ahead, broadcast<T>(0) - ahead), total);
+      }
+      store(sum + r, total);
+    }
+    for (int r = 0; r < rows.width; ++r) distance_[r] += sum[r];
+  }
+
+  static constexpr T kLeast = -2000;
+
+  const regard_problem &p_;
+  const Request &q_;
+  const T *lse_;
+  T unit_, size_;
+  bool sums_, largest_;
+  T shift_[kBlock<T>], top_[kBlock<T>];
+  // Of the last tile; `behind` is the sum of all sums so far, key after key.
+  T tile_sum_[kBlock<T>], tile_behind_[kBlock<T>], tile_entropy_[kBlock<T>];
+  T tile_squares_[kBlock<T>];
+  // sum p log2 p, sum p^2, sum p |distance|
+  double entropy_[kBlock<T>], squares_[kBlock<T>], distance_[kBlock<T>];
+};
+
+}  // namespace REGARD_NAMESPACE
+}  // namespace regard
+#endif

@@ -1,0 +1,67 @@
+"""Attention as a plain expression of JAX's: for devices without a kernel of ours, for forward mode
+and for second derivatives. Memory is quadratic in length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from regard.errors import BackendError
+from regard.frontends.jax.masks import as_dense
+from regard.masks import Normal
+from regard.problem import Problem
+
+__all__ = ["attention", "transposed"]
+
+
+def attention(problem: Problem) -> tuple[Any, Any]:
+    """Output (*batch, H, Lq, E), None without values, and lse (*batch, H, Lq)."""
+    if problem.dropout_p:
+        raise BackendError(
+            f"dropout_p={problem.dropout_p} in the plain expression of JAX's",
+            "our kernels, which draw dropout's numbers, and first derivatives in reverse",
+            "compute on the CPU, or apply dropout elsewhere",
+        )
+    weights, total = _weights(problem)
+    if problem.value is None:
+        return None, total
+    value = _repeat(problem.value, problem.extent.heads)
+    return (weights @ value.astype(weights.dtype)).astype(problem.query.dtype), total
+
+
+def transposed(problem: Problem, y: Any) -> Any:
+    """weightsᵀ y, (*batch, H, Lk, C)."""
+    weights, _ = _weights(problem)
+    return (weights.mT @ y.astype(weights.dtype)).astype(y.dtype)
+
+
+def _weights(problem: Problem) -> tuple[Any, Any]:
+    dtype = problem.accumulation_dtype
+    query = problem.query.astype(dtype)
+    key = _repeat(problem.key, problem.extent.heads).astype(dtype)
+    scores = problem.scale * jnp.matmul(query, key.mT, precision="highest")
+    if problem.softcap:
+        scores = problem.softcap * jnp.tanh(scores / problem.softcap)
+    if problem.bias is not None:
+        scores = scores + problem.bias.astype(dtype)
+        # What a bias hides is hidden from gradients too, or a row of −∞ makes them NaN.
+        scores = jnp.where(scores == -jnp.inf, -jnp.inf, scores)
+    if problem.mask is not None:
+        assert isinstance(problem.mask, Normal)
+        scores = jnp.where(as_dense(problem.mask, problem.extent.keys), scores, -jnp.inf)
+    every = scores
+    if problem.sinks is not None:
+        sink = problem.sinks.astype(dtype)[:, None, None]
+        every = jnp.concatenate([scores, jnp.broadcast_to(sink, (*scores.shape[:-1], 1))], axis=-1)
+    total = jax.nn.logsumexp(every, axis=-1)
+    blind = total == -jnp.inf
+    weights = jnp.exp(scores - jnp.where(blind, 0, total)[..., None])
+    return weights, total
+
+
+def _repeat(array: Any, heads: int) -> Any:
+    group = heads // array.shape[-3]
+    return array if group == 1 else jnp.repeat(array, group, axis=-3)
