@@ -1,5 +1,6 @@
 """The regard command: what it prints, what it writes, and how it fails."""
 
+import csv
 import json
 import os
 import shutil
@@ -326,3 +327,62 @@ def test_a_model_that_computes_nan_is_refused(run, model, tmp_path):
     code, out, err = run("explain", "The sea rises.", "--model", broken)
     assert (code, out) == (2, "")
     assert "encoder.layer.2.attention.self of broken computes NaN" in err
+
+
+@pytest.fixture
+def recording(run, model, tmp_path):
+    """A recording of a sentence, as `explain` saves it."""
+    path = tmp_path / "run.regard"
+    code, out, _ = run("explain", "The tide comes in, and the tide goes out.", "--save", path)
+    assert code == 0 and f"Recording written to {path}" in out.replace("\n", "")
+    return path
+
+
+def test_view_of_a_saved_recording(run, recording, tmp_path):
+    code, out, err = run("view", recording)
+    assert code == 0 and err == ""
+    assert "Recording of BertModel: 6 attention calls" in out
+    assert "previous token" in out
+    assert run("view", recording, "--html", tmp_path / "page.html")[0] == 0
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    code, _, err = run("view", recording, "--html", tmp_path / "no" / "page.html")
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_heads_of_a_saved_recording(run, recording):
+    rows = list(
+        csv.DictReader(run("heads", recording, "--sort", "induction", "--csv")[1].split("\n"))
+    )
+    assert len(rows) == 72
+    found = [float(row["induction"]) for row in rows]
+    assert found == sorted(found, reverse=True) and found[0] > 0
+    as_json = json.loads(run("heads", recording, "--json")[1])
+    assert [row["layer"] for row in as_json] == sorted(row["layer"] for row in as_json)
+    assert "previous token 0." in run("heads", recording)[1]
+    code, _, err = run("heads", recording, "--sort", "size")
+    assert code == 2 and "--sort 'size'" in err
+
+
+def test_diff_of_saved_recordings(run, recording, tmp_path):
+    other = tmp_path / "other.regard"
+    assert run("explain", "The moon comes up, and the moon goes down.", "--save", other)[0] == 0
+    found = json.loads(run("diff", recording, other, "--json")[1])
+    distances = [row["distance"] for row in found]
+    assert len(found) == 72 and distances == sorted(distances, reverse=True) and distances[0] > 0
+    assert {
+        row["distance"] for row in json.loads(run("diff", recording, recording, "--json")[1])
+    } == {0}
+    code, out, _ = run("diff", recording, other, "--top", 3)
+    assert code == 0 and "… and 69 heads that differ less" in out
+    third = tmp_path / "third.regard"
+    assert run("explain", "Short.", "--save", third)[0] == 0
+    code, _, err = run("diff", recording, third)
+    assert code == 2 and "same number of tokens" in err and err.count("\n") == 1
+
+
+def test_files_that_are_no_recordings(run, tmp_path):
+    for command in (["view"], ["heads"], ["diff", TIDES]):
+        code, _, err = run(*command, TIDES)
+        assert code == 2 and "is no recording" in err and err.count("\n") == 1
+        code, _, err = run(*command, tmp_path / "none")
+        assert code == 2 and err.count("\n") == 1

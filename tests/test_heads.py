@@ -111,6 +111,7 @@ def reference(p, ids, special, causal):
     mean = lambda values, rows: values[rows].mean() if rows.any() else np.nan  # noqa: E731
     entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(1)
     seen = allowed.sum(1)
+    received = p.sum(0) / p.sum()
     return {
         "previous token": mean(np.append(0, np.diagonal(p, -1)), counted & (np.arange(length) > 0)),
         "next token": mean(
@@ -126,6 +127,7 @@ def reference(p, ids, special, causal):
         "entropy": mean(entropy / np.log(np.maximum(seen, 2)), counted & (seen > 1)),
         "effective keys": mean(1 / (p * p).sum(1), counted),
         "max weight": mean(p.max(1), counted),
+        "concentration": 1 + (received * np.log(received)).sum() / np.log(length),
     }
 
 

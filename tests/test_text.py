@@ -180,9 +180,10 @@ def test_the_page_of_a_decoder_and_of_long_inputs(monkeypatch):
 
 def fake(operators, tokens):
     from regard.recording import Recording
+    from regard.recording.entry import entries_of
 
     recording = Recording("Fake", tokens)
-    recording._calls += operators
+    recording.entries += entries_of(operators)
     return recording
 
 

@@ -160,7 +160,7 @@ def test_names_layers_and_heads():
     assert watched(layers=[2, 0]).names == ["0.attend", "2.attend"] * 2
     assert watched(layers=["1"]).names == ["1.attend"] * 2
     chosen = watched(heads=[1])
-    assert chosen.kept_heads == [1]
+    assert chosen.entries[0].numbers == [1]
     assert [call.head_numbers for call in page.record(chosen).calls] == [[1]] * len(chosen)
     assert chosen[0].shape == (1, 1, 5, 5)
     assert torch.equal(chosen[4].dense(), every[4].dense()[:, [1]])

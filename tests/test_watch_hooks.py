@@ -22,7 +22,7 @@ from attending import (
     reference,
 )
 from regard import errors
-from regard.recording import watch
+from regard.recording import UnseenAttention, watch
 from regard.recording.patch import Patch
 
 
@@ -136,6 +136,20 @@ def test_only_the_thread_that_entered_is_watched():
     assert nothing_hooked()
 
 
+def test_modules_that_ran_in_another_thread_are_told_of():
+    model, x = nn.Sequential(Block(Attend()), AttendTwice()), torch.randn(1, 5, 8)
+    with (
+        pytest.warns(UnseenAttention, match=r"1.inner \(MultiheadAttention\): it ran in another"),
+        watch(model) as seen,
+    ):
+        thread = threading.Thread(target=model, args=(x,))
+        thread.start()
+        thread.join()
+        model[0](x)
+    assert seen.names == ["0.attend"]
+    assert len(seen.unseen) == 1
+
+
 @pytest.mark.parametrize("inference", [False, True])
 def test_keys_overwritten_in_place(inference):
     class Cached(nn.Module):
@@ -155,9 +169,10 @@ def test_keys_overwritten_in_place(inference):
             for step, x in enumerate(steps):
                 model(x, step)
         model.keys.zero_()
-    for step, found in enumerate(seen):
-        wanted = reference(steps[step], torch.cat(steps[: step + 1], dim=2))
-        assert (found.dense() - wanted).abs().max() <= 1e-6
+    (found,) = seen
+    assert seen.steps == [[slice(n, n + 1) for n in range(4)]]
+    wanted = reference(*[torch.cat(steps, dim=2)] * 2, torch.ones(4, 4).tril().bool())
+    assert (found.dense() - wanted).abs().max() <= 1e-6
 
 
 def test_queries_changed_in_place_later_are_stale():

@@ -31,8 +31,8 @@ def llama(impl):
     return make("LlamaForCausalLM", "LlamaConfig", impl, **DECODER, **ENDS)
 
 
-def mistral(impl):
-    return make("MistralModel", "MistralConfig", impl, **DECODER, sliding_window=4, **ENDS)
+def mistral(impl, model="MistralModel"):
+    return make(model, "MistralConfig", impl, **DECODER, sliding_window=4, **ENDS)
 
 
 def gemma2(impl):
@@ -49,10 +49,33 @@ def granite_swa(impl):
     return make("GraniteSWAModel", "GraniteSWAConfig", impl, **DECODER, sliding_window=4, **ENDS)
 
 
-def t5(impl):
+def t5(impl, generates=False):
     sizes = {"num_layers": 2, "d_model": 32, "num_heads": 4, "d_kv": 8, "d_ff": 48}
     ends = {"decoder_start_token_id": 0}
-    return make("T5Model", "T5Config", impl, **sizes, vocab_size=50, **ends)
+    model = "T5ForConditionalGeneration" if generates else "T5Model"
+    return make(model, "T5Config", impl, **sizes, vocab_size=50, **ends)
+
+
+def two_sided():
+    sides = {"encoder": 2, "decoder": 2}
+    sizes = {f"{side}_layers": count for side, count in sides.items()}
+    sizes |= {f"{side}_attention_heads": 4 for side in sides}
+    sizes |= {f"{side}_ffn_dim": 48 for side in sides}
+    return {**sizes, "d_model": 32, "vocab_size": 50}
+
+
+def bart(impl, generates=False):
+    model = "BartForConditionalGeneration" if generates else "BartModel"
+    ends = {**ENDS, "forced_eos_token_id": None}
+    return make(model, "BartConfig", impl, **two_sided(), max_position_embeddings=40, **ends)
+
+
+def whisper(impl, generates=False):
+    model = "WhisperForConditionalGeneration" if generates else "WhisperModel"
+    sizes = {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 20}
+    ends = {**ENDS, "decoder_start_token_id": 1, "suppress_tokens": None}
+    ends["begin_suppress_tokens"] = None
+    return make(model, "WhisperConfig", impl, **two_sided(), **sizes, **ends)
 
 
 def vit(impl):
@@ -83,7 +106,9 @@ def inputs(name, padding):
         keep = torch.ones(2, 9, dtype=torch.long)
         keep[1, slice(-3, None) if padding == "right" else slice(0, 3)] = 0
         given["attention_mask"] = keep
-    if name == "t5":
+    if name == "whisper":
+        given = {"input_features": torch.randn(2, 8, 20)}
+    if name in ("t5", "bart", "whisper"):
         given["decoder_input_ids"] = torch.randint(3, 50, (2, 5))
     return given
 
@@ -91,7 +116,7 @@ def inputs(name, padding):
 def eager_weights(name, model, given):
     """The weights that the eager model shows, in the order of its calls."""
     shown = model(**given, output_attentions=True)
-    if name != "t5":
+    if name not in ("t5", "bart", "whisper"):
         return shown.attentions
     decoder = zip(shown.decoder_attentions, shown.cross_attentions, strict=True)
     return [*shown.encoder_attentions, *(weights for pair in decoder for weights in pair)]
@@ -100,7 +125,7 @@ def eager_weights(name, model, given):
 def hidden_rows(name, given, wanted):
     """Booleans that broadcast to (B, H, Lq): queries that are padding on the left see nothing."""
     keep = given.get("attention_mask")
-    if keep is None or name in ("bert", "t5"):
+    if keep is None or name in ("bert", "t5", "bart"):
         return torch.zeros(wanted.shape[:-1], dtype=torch.bool)
     return (keep.cumsum(-1) == 0)[:, None].expand(wanted.shape[:-1])
 
@@ -118,6 +143,8 @@ MODELS = {
     "gemma2": (gemma2, ("eager",)),
     "gpt_oss": (gpt_oss, ("eager",)),
     "t5": (t5, ("eager", "sdpa")),
+    "bart": (bart, ("eager", "sdpa")),
+    "whisper": (whisper, ("eager", "sdpa")),
     "vit": (vit, ("eager", "sdpa")),
 }
 CASES = [(name, impl) for name, (_, impls) in MODELS.items() for impl in impls]
@@ -195,19 +222,70 @@ def test_generation_sees_every_step_from_where_it_stands(impl, cache):
         watched = model.generate(prompt, **options)
     assert torch.equal(alone, watched)
     assert seen.unseen == []
-    assert len(seen) == 2 * 4  # layers and steps
+    assert len(seen) == 2  # layers
+    assert seen.steps == [[slice(0, 4), slice(4, 5), slice(5, 6), slice(6, 7)]] * 2
     with torch.no_grad():
         whole = llama("eager")(watched[:, :-1], output_attentions=True).attentions
-    for call, found in enumerate(seen):
-        step, layer = divmod(call, 2)
-        rows = slice(0, 4) if step == 0 else slice(3 + step, 4 + step)
-        dense = found.dense()
-        wanted = whole[layer][:, :, rows]
-        length = wanted.shape[-1]
-        assert not dense[..., length:].any()
-        short = min(length, dense.shape[-1])
-        assert not wanted[..., short:].any()
-        assert (dense[..., :short] - wanted[..., :short]).abs().max() <= 1e-5
+    for found, wanted in zip(seen, whole, strict=True):
+        assert found.shape == wanted.shape
+        assert (found.dense() - wanted).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_sliding_cache_of_keys_is_one_record(cache):
+    model = mistral("sdpa", "MistralForCausalLM")
+    model.generation_config.cache_implementation = None if cache == "dynamic" else cache
+    model.generation_config.disable_compile = True
+    prompt = torch.randint(3, 50, (2, 3))
+    with watch(model) as seen:
+        output = model.generate(prompt, max_new_tokens=7, min_new_tokens=7, do_sample=False)
+    assert len(seen) == 2 and len(seen.steps[0]) == 7
+    with torch.no_grad():
+        whole = mistral("eager", "MistralForCausalLM")(output[:, :-1], output_attentions=True)
+    for found, wanted in zip(seen, whole.attentions, strict=True):
+        assert_equal(found.dense(), wanted, torch.zeros(wanted.shape[:-1]).bool())
+
+
+@pytest.mark.parametrize("build", [t5, bart, whisper], ids=lambda build: build.__name__)
+def test_generation_of_encoder_decoders_tells_self_from_cross(build):
+    model, eager = build("sdpa", generates=True), build("eager", generates=True)
+    given = {"input_ids": torch.randint(3, 50, (2, 9))}
+    if build is whisper:
+        given = {"input_features": torch.randn(2, 8, 20)}
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    alone = model.generate(**given, **options)
+    with watch(model) as seen:
+        watched = model.generate(**given, **options)
+    assert torch.equal(alone, watched)
+    assert seen.unseen == []
+    assert seen.kinds.count("cross") == 2 and len(seen) == 6
+    if build is whisper:  # whose output begins after its first token
+        watched = torch.cat([torch.ones(2, 1, dtype=torch.long), watched], dim=1)
+    with torch.no_grad():
+        whole = eager(**given, decoder_input_ids=watched[:, :-1], output_attentions=True)
+    decoder = zip(whole.decoder_attentions, whole.cross_attentions, strict=True)
+    wanted = [*whole.encoder_attentions, *(weights for pair in decoder for weights in pair)]
+    for entry, expected in zip(seen.entries, wanted, strict=True):
+        assert (len(entry.steps) > 1) == ("decoder" in entry.name)
+        hidden = torch.zeros(expected.shape[:-1]).bool()
+        assert_equal(entry.weights.dense(), expected, hidden)
+
+
+def test_beam_search_begins_new_records_where_caches_are_reordered():
+    model = llama("sdpa")
+    prompt = torch.randint(3, 50, (1, 4))
+    with watch(model) as seen:
+        model.generate(prompt, max_new_tokens=6, num_beams=3, do_sample=False)
+    assert sum(sum(part.stop - part.start for part in steps) for steps in seen.steps) == 2 * (4 + 5)
+
+
+def test_two_forwards_are_two_records():
+    model = llama("sdpa")
+    given = inputs("llama", None)
+    with watch(model) as seen, torch.no_grad():
+        model(**given)
+        model(**given)
+    assert len(seen) == 4
 
 
 def test_left_padded_generation():

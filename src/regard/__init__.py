@@ -8,6 +8,7 @@ with regard.watch(model) as seen:                     # what a PyTorch model att
     model(**inputs)
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from regard import errors
@@ -16,7 +17,8 @@ from regard.masks import causal, documents, keys, lengths, prefix, window
 from regard.operator import AttentionWeights
 
 if TYPE_CHECKING:
-    from regard.recording import watch
+    from regard.recording.files import load
+    from regard.recording.watching import watch
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,7 @@ __all__ = [
     "errors",
     "keys",
     "lengths",
+    "load",
     "plan",
     "prefix",
     "scores",
@@ -38,9 +41,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`watch` needs PyTorch, which is loaded on its first use."""
-    if name != "watch":
+    """Recordings are loaded on first use; `watch` needs PyTorch."""
+    homes = {"watch": "watching", "load": "files"}
+    if name not in homes:
         raise AttributeError(f"module 'regard' has no attribute {name!r}")
-    from regard.recording import watch
-
-    return watch
+    return getattr(import_module(f"regard.recording.{homes[name]}"), name)

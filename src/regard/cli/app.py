@@ -109,6 +109,10 @@ def explain(
     part: Annotated[
         int, typer.Option(metavar="N", min=1, help="Which part of a text too long to read at once.")
     ] = 1,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the recording, for regard view, heads and diff."),
+    ] = None,
 ) -> None:
     """Show what a model attends to in a text.
 
@@ -116,7 +120,52 @@ def explain(
     """
     from regard.cli.explain import Request, explain
 
-    explain(Request(text, model, html, as_json, layer, head, top, words, part))
+    explain(Request(text, model, html, as_json, layer, head, top, words, part, save))
+
+
+@app.command()
+def view(
+    file: Annotated[Path, typer.Argument(help="A recording.")],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page instead of printing.")
+    ] = None,
+) -> None:
+    """Show a recording that was saved: its calls and heads, or a page to look around in."""
+    from regard.cli.files import view
+
+    view(file, html)
+
+
+@app.command()
+def heads(
+    file: Annotated[Path, typer.Argument(help="A recording.")],
+    sort: Annotated[str, typer.Option(metavar="SCORE", help="The largest first.")] = "layer",
+    as_csv: Annotated[
+        bool, typer.Option("--csv", metavar="", help="Write CSV, with all scores.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Write JSON, with all scores.")
+    ] = False,
+) -> None:
+    """Show every head of a recording: its kind and the score that says so."""
+    from regard.cli.files import heads
+
+    heads(file, sort, as_csv, as_json)
+
+
+@app.command()
+def diff(
+    one: Annotated[Path, typer.Argument(help="A recording.")],
+    other: Annotated[Path, typer.Argument(help="One of the same shape.")],
+    top: Annotated[int, typer.Option(metavar="N", min=0, help="Show N heads; 0 shows all.")] = 20,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Write JSON to stdout instead of a table.")
+    ] = False,
+) -> None:
+    """Show which heads differ most between two recordings, by the distance of their maps."""
+    from regard.cli.files import diff
+
+    diff(one, other, top, as_json)
 
 
 @app.command()

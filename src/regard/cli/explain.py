@@ -13,7 +13,7 @@ from typing import Any
 
 from regard import __version__
 from regard.cli import show, sources
-from regard.errors import FileFormatError, ModelError, OptionError
+from regard.errors import ModelError, OptionError
 
 __all__ = ["Report", "Request", "explain"]
 
@@ -38,6 +38,7 @@ class Request:
     top: int
     words: int
     part: int
+    save: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ def explain(request: Request) -> None:
     text, name = sources.source(request.text)
     if request.head is not None and request.layer is None:
         raise OptionError("--head without --layer", remedy="name the head's layer too")
-    if request.html is not None:
-        sources.check_output(request.html, request.text)
+    for path in (request.html, request.save):
+        if path is not None:
+            sources.check_output(path, request.text)
     sources.require("torch", "transformers")
     directory, title = (request.model, None) if request.model else sources.default_model()
     with show.working() as tell, warnings.catch_warnings():
@@ -129,10 +131,12 @@ def _read(
     tell("Loading the model")
     with sources.loading():
         _quiet()
+        from regard.recording.files import save
         from regard.recording.heads import HeadTable, table
         from regard.recording.links import links
         from regard.recording.page import record
         from regard.recording.text import load
+        from regard.viewer import write_page
 
         reader = load(directory, title)
     passages = reader.passages(text)
@@ -164,7 +168,11 @@ def _read(
             model=reader.name,
             notes=notes,
         )
-        _write(page, request.html)
+        with sources.writing(request.html):
+            write_page(page, request.html)
+    if request.save is not None:
+        tell("Saving the recording")
+        save(seen, request.save, heads=heads)
     return Report(
         name, reader.name, passage.tokens, part, HeadTable(chosen), found, basis, notes + unseen
     )
@@ -240,12 +248,3 @@ def _about_length(passage: Any, limit: int | None) -> list[str]:
         tokens = "1 token" if counted == 1 else f"{counted} tokens"
         notes.append(f"With {tokens} to go by, the kinds of heads are a guess.")
     return notes
-
-
-def _write(page: Any, path: Path) -> None:
-    from regard.viewer import write_page
-
-    try:
-        write_page(page, path)
-    except OSError as error:
-        raise FileFormatError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -15,7 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from regard.cli.explain import Report, Request
 
-__all__ = ["plain", "plain_table", "report", "working"]
+__all__ = ["heads", "plain", "plain_table", "report", "working"]
 
 _TELLING = 12
 _BAR = 20
@@ -51,7 +51,7 @@ def report(found: Report, request: Request) -> None:
         console.print(Text(plain(f"Note: {note}"), style="yellow"))
     console.print()
     if request.head is None:
-        _heads(console, found.heads)
+        heads(console, found.heads)
     else:
         _scores(console, found.heads[0])
     console.print()
@@ -60,6 +60,8 @@ def report(found: Report, request: Request) -> None:
     console.print(Text(CAVEAT, style="dim"))
     if request.html is not None:
         console.print(Text(f"Page written to {request.html}", style="green"))
+    if request.save is not None:
+        console.print(Text(f"Recording written to {request.save}", style="green"))
 
 
 def plain(text: str) -> str:
@@ -86,9 +88,9 @@ def _title(found: Report) -> Text:
     )
 
 
-def _heads(console: Console, heads: Any) -> None:
+def heads(console: Console, found: Any) -> None:
     """The heads with a pattern of their own; of the others, how many there are."""
-    telling = heads.telling(_TELLING)
+    telling = found.telling(_TELLING)
     if telling:
         console.print(Text("Heads with a pattern of their own", style="bold"))
         console.print()
@@ -100,11 +102,11 @@ def _heads(console: Console, heads: Any) -> None:
             share = _percent(row.strength)
             table.add_row(str(row.layer), str(row.head), Text(row.kind), share, place, bar)
         console.print(Padding(table, (0, 0, 1, 2)))
-    others = {kind: n for kind, n in heads.kinds().items() if kind in ("broad", "mixed", "unknown")}
-    more = sum(row.named for row in heads) - len(telling)
+    others = {kind: n for kind, n in found.kinds().items() if kind in ("broad", "mixed", "unknown")}
+    more = sum(row.named for row in found) - len(telling)
     rest = [f"{n} {kind}" for kind, n in [("with a pattern", more), *others.items()] if n]
     if rest:
-        console.print(f"The other {len(heads) - len(telling)} heads: {', '.join(rest)}.")
+        console.print(f"The other {len(found) - len(telling)} heads: {', '.join(rest)}.")
         meaning = "broad: spread over nearly everything; mixed: none of these kinds"
         console.print(Text(f"({meaning}; shares: means over the text's tokens)", style="dim"))
 

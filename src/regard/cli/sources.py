@@ -15,7 +15,15 @@ from typing import Any
 
 from regard.errors import FileFormatError, ModelError, OptionError
 
-__all__ = ["INTERRUPTED", "check_output", "default_model", "loading", "require", "source"]
+__all__ = [
+    "INTERRUPTED",
+    "check_output",
+    "default_model",
+    "loading",
+    "require",
+    "source",
+    "writing",
+]
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 
@@ -78,6 +86,15 @@ def check_output(path: Path, given: str) -> None:
         raise FileFormatError(f"there is no directory {path.parent} to write {path.name} in")
     if not os.access(path.parent, os.W_OK):
         raise FileFormatError(f"the directory {path.parent} cannot be written to")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is written within; raises FileFormatError where that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise FileFormatError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def require(*modules: str) -> None:

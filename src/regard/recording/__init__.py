@@ -1,12 +1,31 @@
 """Recording models: what attends to what while a model runs as ever.
 
-watch.py watches a PyTorch model and gives a Recording (record.py). session.py says where it hooks
-in; sdpa.py, multihead.py and interfaces.py read the calls that models make; terms.py and call.py
-turn them into operators; unseen.py finds what was missed.
+watching.py watches a PyTorch model and gives a Recording (record.py). session.py says where it
+hooks in; sdpa.py, flex.py, multihead.py and interfaces.py read the calls that models make; terms.py
+and call.py turn them into operators; keeper.py decides what is kept of each, growing.py puts the
+steps of a cached generation together, summary.py is what is left where only read-outs are kept;
+unseen.py finds what was missed; files.py saves and loads.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from regard.recording.record import Recording
-from regard.recording.unseen import UnseenAttention
-from regard.recording.watch import watch
+
+if TYPE_CHECKING:
+    from regard.recording.unseen import UnseenAttention
+    from regard.recording.watching import watch
 
 __all__ = ["Recording", "UnseenAttention", "watch"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs PyTorch is loaded on first use: a file can be read without it."""
+    if name == "watch":
+        from regard.recording.watching import watch
+
+        return watch
+    if name == "UnseenAttention":
+        from regard.recording.unseen import UnseenAttention
+
+        return UnseenAttention
+    raise AttributeError(f"module 'regard.recording' has no attribute {name!r}")

@@ -13,22 +13,25 @@ from torch import Tensor
 
 from regard import api
 from regard.errors import ModelError, OptionError
-from regard.masks import Extent, Mask, Normal, flatten, visibility
+from regard.masks import EVERYTHING, Extent, Mask, Normal, Visibility, flatten, visibility
 from regard.operator import AttentionWeights
+from regard.recording.entry import Flow
 from regard.recording.terms import Terms
 
-__all__ = ["Call", "operator"]
+__all__ = ["Call", "Parts", "flow", "parts"]
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a model gave to attention; the values do not matter for the weights.
+    """What a model gave to attention, and what it got.
 
     query: (B, H, Lq, D), or with more or fewer leading dimensions, or none.
     key: (B, K, Lk, D), alike.
     terms: arrays that broadcast to (B, H, Lq, Lk): boolean ones say what may be seen (True), others
         are added to the scores, and hide where they are −∞ or near the smallest number there is.
     mask: what may be seen on top of that.
+    value, output: (B, K, Lk, E) and (B, H, Lq, E) where they are known, the output as (B, Lq, H, E)
+        if `swapped`; they do not matter for the weights.
     """
 
     query: Tensor
@@ -38,6 +41,9 @@ class Call:
     scale: float | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    value: Tensor | None = None
+    output: Tensor | None = None
+    swapped: bool = False
 
     def replace(self, **changes: Any) -> Call:
         """The same call with some fields changed."""
@@ -49,33 +55,86 @@ class Call:
         return self.replace(query=self.query[..., queries, :], terms=terms)
 
 
-def operator(call: Call, terms: Terms, heads: Sequence[int] | None = None) -> AttentionWeights:
-    """The weights of a call as an operator of four dimensions (B, H, Lq, Lk).
+@dataclass(frozen=True)
+class Parts:
+    """What the weights of a call are made of: four dimensions (B, H, Lq, Lk), detached."""
 
-    Queries and keys are detached and referred to. They are copied where a later change in place
-    could not be noticed, or is likely: `_kept`.
+    query: Tensor
+    key: Tensor
+    mask: Mask | None
+    bias: Tensor | None
+    scale: float | None
+    softcap: float | None
+    sinks: Tensor | None
 
-    Raises: ModelError for tensors without numbers; what `regard.weights` raises.
+    @property
+    def extent(self) -> Extent:
+        """The sizes of the weights."""
+        batch, heads, queries, _ = self.query.shape
+        return Extent((batch,), heads, queries, self.key.shape[-2])
+
+    @property
+    def seen(self) -> Visibility:
+        """What each query sees, in the normal form of masks."""
+        return EVERYTHING if self.mask is None else visibility(self.mask, self.extent)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The arrays that have a length in their shape."""
+        return [self.query, self.key, *([] if self.bias is None else [self.bias])]
+
+    def replace(self, **changes: Any) -> Parts:
+        """The same parts with some changed."""
+        return dataclasses.replace(self, **changes)
+
+    def kept(self) -> Parts:
+        """Queries and keys as a record may hold them: copied where `_kept` says so."""
+        return self.replace(query=_kept(self.query), key=_kept(self.key))
+
+    def operator(self) -> AttentionWeights:
+        """The weights, referring to the parts. Raises: what `regard.weights` raises."""
+        made: AttentionWeights = api.weights(
+            self.query,
+            self.key,
+            mask=self.mask,
+            bias=self.bias,
+            scale=self.scale,
+            softcap=self.softcap,
+            sinks=self.sinks,
+        )
+        return made
+
+
+def flow(call: Call, heads: Sequence[int] | None) -> Flow | None:
+    """The values and output of a call, of some heads if they are given; None if not known."""
+    value, output = call.value, call.output
+    if value is None or output is None or value.ndim != 4 or output.ndim != 4:
+        return None
+    value, chosen = value.detach(), None
+    if heads is not None:
+        count = output.shape[2 if call.swapped else 1]
+        chosen = [head % count for head in heads]
+        value = value[:, [head // (count // value.shape[1]) for head in chosen]]
+    return Flow(value, output, call.swapped, chosen)
+
+
+def parts(call: Call, terms: Terms, heads: Sequence[int] | None = None) -> Parts:
+    """The parts of a call, of some heads if they are given.
+
+    Raises: ModelError for tensors without numbers; OptionError for heads that are not there.
     """
     _check_readable(call.query)
     call = _of_heads(_four_dimensional(call), heads)
     mask, bias = terms.normalised(call.terms, (*call.query.shape[:-1], call.key.shape[-2]))
     if call.mask is not None:
         mask = call.mask if mask is None else mask & call.mask
-    query, key = call.query, call.key
+    query, key = call.query.detach(), call.key.detach()
     common = torch.promote_types(query.dtype, key.dtype)  # autocast may not have made them one yet
     if bias is not None and bias.dtype not in (common, torch.float32):
         bias = bias.to(torch.float32)
-    made: AttentionWeights = api.weights(
-        _kept(query.to(common)),
-        _kept(key.to(common)),
-        mask=mask,
-        bias=bias,
-        scale=call.scale,
-        softcap=call.softcap,
-        sinks=None if call.sinks is None else call.sinks.detach().to(common),
-    )
-    return made
+    sinks = None if call.sinks is None else call.sinks.detach().to(common)
+    query, key = query.to(common), key.to(common)
+    return Parts(query, key, mask, bias, call.scale, call.softcap, sinks)
 
 
 def _check_readable(query: Tensor) -> None:
@@ -150,13 +209,12 @@ def _normal(mask: Mask | None, extent: Extent, heads: list[int] | None = None) -
 
 
 def _kept(array: Tensor) -> Tensor:
-    """The tensor detached; a copy of it where it is likely to be overwritten.
+    """The tensor, or a copy of it where it is likely to be overwritten.
 
     PyTorch counts changes in place, and an operator refuses to work after one. Two cases need a
     copy: inference mode counts nothing, and what was written in place before (a static key cache)
     will be written in place again, which would make every earlier step's operator stale.
     """
-    array = array.detach()
     if array.is_inference() or array._version:
         return array.clone()
     return array

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from regard.errors import ModelError
 from regard.masks import causal
-from regard.recording.call import Call, operator
+from regard.recording import flex
+from regard.recording.call import Call, parts
 from regard.recording.patch import Patch
 from regard.recording.terms import Terms
 
@@ -61,6 +62,8 @@ def _reader(name: str, found: Any, default: Any) -> Any:
         return _read_eager
     if found is _stock("sdpa_attention", "sdpa_attention_forward"):
         return _read_sdpa
+    if found is _stock("flex_attention", "flex_attention_forward"):
+        return _read_flex
     if name == "regard":
         return _read_regard
     return None
@@ -74,12 +77,21 @@ def _watched(function: Any, reader: Any, observe: Observe) -> Any:
     @functools.wraps(function)
     def attend(module: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
         return observe(
-            lambda result: reader(module, query, key, args, kwargs, result),
+            lambda result: _with_flow(
+                reader(module, query, key, args, kwargs, result), args, kwargs, result
+            ),
             module,
             lambda: function(module, query, key, *args, **kwargs),
         )
 
     return attend
+
+
+def _with_flow(call: Call, args: Any, kwargs: dict[str, Any], result: Any) -> Call:
+    """The call with its values, and its output, which models get as (B, Lq, H, E)."""
+    value = args[0] if args else kwargs.get("value")
+    output = result[0] if isinstance(result, tuple) else result
+    return call.replace(value=value, output=output, swapped=True)
 
 
 def _opaque(function: Any, name: str, observe: Observe) -> Any:
@@ -147,10 +159,31 @@ def _read_regard(
     return call.replace(softcap=_number(kwargs.get("softcap")), sinks=kwargs.get("s_aux"))
 
 
-def _mask(args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+def _read_flex(
+    module: Any, query: Tensor, key: Tensor, args: Any, kwargs: dict[str, Any], result: Any
+) -> Call:
+    """flex_attention_forward: a block mask, or numbers that are added."""
+    mask, terms = _mask(args, kwargs), []
+    if isinstance(mask, Tensor):
+        terms.append(mask[..., : key.shape[-2]])
+    elif mask is not None:
+        sizes = (*query.shape[:-1], key.shape[-2])
+        terms.append(flex.seen_by(mask.mask_mod, sizes, query.device))
+    if kwargs.get("position_bias") is not None:
+        terms.append(kwargs["position_bias"])
+    return Call(
+        query,
+        key,
+        terms=tuple(terms),
+        scale=_number(kwargs.get("scaling")),
+        softcap=_number(kwargs.get("softcap")),
+        sinks=kwargs.get("s_aux"),
+    )
+
+
+def _mask(args: Any, kwargs: dict[str, Any]) -> Any:
     """The fifth argument, attention_mask; `args` begin at the fourth, the values."""
-    mask: Tensor | None = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-    return mask
+    return args[1] if len(args) > 1 else kwargs.get("attention_mask")
 
 
 def _terms(args: Any, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -172,7 +205,7 @@ def _eager_differs(call: Call, shown: Tensor) -> bool:
     if tuple(shown.shape[-2:]) != (count, call.key.shape[-2]):
         return True
     rows = sorted({0, count // 2, count - 1})
-    found = operator(call.rows(rows), Terms()).dense()
+    found = parts(call.rows(rows), Terms()).operator().dense()
     wanted = shown.detach()[..., rows, :].to(found.dtype)
     total, sees = found.sum(dim=-1, keepdim=True), found.sum(dim=-1) > 0
     near = _ROUNDING.get(shown.dtype, 1e-4)

@@ -9,9 +9,9 @@ import numpy as np
 
 from regard._arrays import as_numpy
 from regard.errors import OptionError
-from regard.operator import AttentionWeights
-from regard.recording import heads
+from regard.recording import heads, scores
 from regard.recording.record import Recording
+from regard.recording.summary import Summary, Weights
 from regard.recording.text import Passage, readable
 from regard.viewer import Call, Record, Text
 
@@ -59,10 +59,8 @@ def record(
         _call(element, [row for row in rows if row.call == n], texts, keep)
         for n, element in enumerate(elements)
     ]
-    unseen = [f"Not seen: {name}" for name in recording.unseen]
-    if recording.kept_heads:
-        kept = ", ".join(map(str, recording.kept_heads))
-        unseen.insert(0, f"Of each call, heads {kept} were kept.")
+    unseen = [*_chosen(recording), *recording.notes]
+    unseen += [f"Not seen: {name}" for name in recording.unseen]
     return Record(
         title=title or f"Attention in {model or recording.model}",
         model=model or recording.model,
@@ -74,19 +72,28 @@ def record(
     )
 
 
-def _element(weights: AttentionWeights, batch: int) -> AttentionWeights:
-    """One batch element's operator (H, Lq, Lk)."""
-    found = list(heads.elements(weights))
-    if not 0 <= batch < len(found):
-        raise OptionError(f"batch={batch}", f"a number from 0 to {len(found) - 1}")
-    return found[batch]
+def _chosen(recording: Recording) -> list[str]:
+    """Which heads were kept, where not all were."""
+    chosen = {", ".join(map(str, entry.heads)) for entry in recording.entries if entry.heads}
+    if not chosen:
+        return []
+    which = f"heads {chosen.pop()}" if len(chosen) == 1 else "some heads only"
+    return [f"Of each call, {which} were kept."]
 
 
-def _call(
-    weights: AttentionWeights, rows: Sequence[heads.HeadRow], texts: _Texts, keep: bool
-) -> Call:
+def _element(weights: Weights, batch: int) -> Weights:
+    """One batch element's operator (H, Lq, Lk), or its summary."""
+    count = weights.shape[0] if len(weights.shape) > 3 else 1
+    if not 0 <= batch < count:
+        raise OptionError(f"batch={batch}", f"a number from 0 to {count - 1}")
+    if isinstance(weights, Summary):
+        return weights.element(batch)
+    return weights[batch] if len(weights.shape) > 3 else weights
+
+
+def _call(weights: Weights, rows: Sequence[heads.HeadRow], texts: _Texts, keep: bool) -> Call:
     queries, keys = weights.shape[-2:]
-    read = heads.sweep(
+    read = scores.sweep(
         weights,
         pooled={"shape": (_CELLS, _CELLS), "reduce": "both"},
         top_k={"k": min(_TOP, max(1, keys))},
@@ -105,7 +112,7 @@ def _call(
         top_weights=read["top_k"].weights,
         received=read["received"],
         entropy=read["entropy"],
-        dense=as_numpy(weights.dense()) if keep else None,
+        dense=as_numpy(weights.dense()) if keep and not isinstance(weights, Summary) else None,
         query_text=texts.of(first + queries),
         key_text=texts.of(keys),
         first_query=first,

@@ -10,9 +10,11 @@ from typing import Any, overload
 import numpy as np
 
 from regard._arrays import as_numpy
-from regard.errors import RegardError
+from regard.errors import OptionError, RegardError
 from regard.masks import Normal
 from regard.operator import AttentionWeights
+from regard.recording.entry import Entry
+from regard.recording.summary import Summary, Weights
 
 __all__ = ["Recording"]
 
@@ -22,41 +24,56 @@ _SHARPEST = 3
 _SHOWN = 50_000_000  # weights up to which a notebook shows the page
 
 
-class Recording(Sequence[AttentionWeights]):
-    """The operators of a model's attention calls, in the order of the calls.
+class Recording(Sequence[Weights]):
+    """What a model's attention did: a record for each call, in the order of the calls.
 
-    Each has the dotted name of the module that called as `name`.
+    Each is the operator of the call's weights, or a `Summary` where only read-outs were kept, with
+    the dotted name of the module that called as `name`. Calls that go on with a cache of keys, as
+    in generation, are one record that grows; `steps` tells them apart.
 
     tokens: what was given to `watch`: the texts of the positions.
     unseen: modules that look like attention and ran, but whose weights could not be seen:
         "name (Class)", with the reason after a colon where it is known.
+    notes: what else a reader must know, such as a budget that was reached.
     model: the name of the model's class.
-    kept_heads: the numbers of the heads that were kept, if not all.
+    entries: what is known of each record; see `Entry`.
     """
 
-    def __init__(self, model: str, tokens: Any = None, kept_heads: list[int] | None = None) -> None:
-        self.model, self.tokens, self.kept_heads = model, tokens, kept_heads
+    def __init__(self, model: str, tokens: Any = None) -> None:
+        self.model, self.tokens = model, tokens
         self.unseen: list[str] = []
+        self.notes: list[str] = []
+        self.entries: list[Entry] = []
         self._unmatched = ""  # which of the layers asked for did not attend
-        self._calls: list[AttentionWeights] = []
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self.entries)
 
     @overload
-    def __getitem__(self, index: int) -> AttentionWeights: ...
+    def __getitem__(self, index: int) -> Weights: ...
     @overload
-    def __getitem__(self, index: slice) -> list[AttentionWeights]: ...
-    def __getitem__(self, index: int | slice) -> AttentionWeights | list[AttentionWeights]:
-        return self._calls[index]
+    def __getitem__(self, index: slice) -> list[Weights]: ...
+    def __getitem__(self, index: int | slice) -> Weights | list[Weights]:
+        chosen = self.entries[index]
+        return [entry.weights for entry in chosen] if isinstance(chosen, list) else chosen.weights
 
-    def __iter__(self) -> Iterator[AttentionWeights]:
-        return iter(self._calls)
+    def __iter__(self) -> Iterator[Weights]:
+        return (entry.weights for entry in self.entries)
 
     @property
     def names(self) -> list[str]:
-        """The module of each call."""
-        return [call.name or "" for call in self._calls]
+        """The module of each record."""
+        return [entry.name for entry in self.entries]
+
+    @property
+    def kinds(self) -> list[str]:
+        """ "self" or "cross" attention, for each record, by the name of its module."""
+        return [entry.kind for entry in self.entries]
+
+    @property
+    def steps(self) -> list[list[slice]]:
+        """The queries that each call brought, for each record: one slice, or one for each step."""
+        return [entry.steps for entry in self.entries]
 
     def heads(self) -> Any:
         """A table of every head with its scores: previous-token, induction, sink, and so on.
@@ -66,6 +83,59 @@ class Recording(Sequence[AttentionWeights]):
         from regard.recording.heads import table
 
         return table(self)
+
+    def rollout(
+        self, targets: Any = -1, *, layers: Sequence[int] | None = None, by_value: bool = False
+    ) -> Any:
+        """Attention rollout (Abnar & Zuidema, 2020): (B, C, L), the share of each input token.
+
+        The rows `targets` of the product of ½ I + ½ mean_h P_h over all layers, computed as vectors
+        in memory linear in length. layers: which records are the layers, in order; left out, all.
+        by_value: weights count by the length of the values that they bring, p_ij ‖v_j‖ with rows
+        that add up to 1; needs `watch(values=True)`.
+
+        Raises: OptionError where the records are no chain of layers over the same positions.
+        """
+        from regard.recording.rollout import rollout
+
+        norms = None
+        if by_value:
+            norms = self._value_norms(layers)
+        return rollout(self.entries, targets, layers=layers, norms=norms)
+
+    def _value_norms(self, layers: Sequence[int] | None) -> list[Any]:
+        chosen = self.entries if layers is None else [self.entries[n] for n in layers]
+        flows = [entry.flow for entry in chosen]
+        if any(flow is None for flow in flows):
+            raise OptionError("by_value=True without values", remedy="watch with values=True")
+        values = [as_numpy(flow.value).astype(np.float64) for flow in flows if flow is not None]
+        return [np.sqrt((value * value).sum(axis=-1)) for value in values]
+
+    def relevance(
+        self, score: Any, targets: Any = -1, *, layers: Sequence[int] | None = None
+    ) -> Any:
+        """Gradient × attention (Chefer et al., 2021): (B, C, L), each input token's relevance.
+
+        score: a number that the model computed while it was watched with values=True, with
+        gradients. targets: the positions that it was computed from. layers: as in `rollout`.
+
+        Raises: OptionError, ModelError where values or gradients are missing.
+        """
+        from regard.recording.relevance import relevance
+
+        return relevance(self.entries, score, targets, layers=layers)
+
+    def save(self, path: str | Path, *, arrays: bool = False) -> None:
+        """Write it to a file, for `regard.load`: read-outs and scores, a zip of arrays and JSON.
+
+        arrays: write queries, keys, masks and log-sum-exp instead, of which operators are made.
+            Calls of which only read-outs were kept stay as they are.
+
+        Raises: FileFormatError when the file cannot be written.
+        """
+        from regard.recording.files import save
+
+        save(self, path, arrays=arrays)
 
     def html(self, path: str | Path, *, title: str | None = None, batch: int = 0) -> None:
         """Write a page to look around in: one self-contained HTML file.
@@ -114,27 +184,33 @@ class Recording(Sequence[AttentionWeights]):
                 yield self._line(index, width)
 
     def _line(self, index: int, width: int) -> str:
-        call = self._calls[index]
+        entry = self.entries[index]
         try:
-            sharp = self._sharpest(call)
+            sharp = self._sharpest(entry)
         except RegardError as error:
             sharp = str(error)
-        return f"{index:5}  {call.name or '':{width}}  {call.shape}  {sharp}"
+        steps = f" in {len(entry.steps)} steps" if len(entry.steps) > 1 else ""
+        return f"{index:5}  {entry.name:{width}}  {entry.weights.shape}{steps}  {sharp}"
 
-    def _sharpest(self, call: AttentionWeights) -> str:
-        largest = as_numpy(_sampled(call).max_weight())
+    def _sharpest(self, entry: Entry) -> str:
+        call = entry.weights
+        if isinstance(call, Summary) and "max_weight" not in call.kept:
+            return f"kept: {', '.join(call.kept)}"
+        few = call if isinstance(call, Summary) else _sampled(call)
+        largest = as_numpy(few.max_weight())
         if not largest.size:
             return "empty"
         mean = largest.mean(axis=(0, 2))
-        heads = self.kept_heads or range(len(mean))
+        heads = entry.numbers
         order = np.argsort(-mean, kind="stable")[:_SHARPEST]
         return "sharpest: " + ", ".join(f"head {heads[h]} {mean[h]:.2f}" for h in order)
 
     def _warnings(self) -> Iterator[str]:
         if self._unmatched:
             yield f"{'NOT' if self else 'NOTHING WAS'} KEPT: {self._unmatched}"
-        elif not self and not self.unseen:
+        elif not self and not self.unseen and not self.notes:
             yield "NOTHING WAS SEEN: no attention ran while the model was watched."
+        yield from self.notes
         if self.unseen:
             yield f"NOT SEEN ({len(self.unseen)}): these look like attention, and ran:"
             yield from (f"      {line}" for line in self.unseen)

@@ -35,4 +35,5 @@ def read(
         terms=() if attn_mask is None else (attn_mask,),
         mask=causal("upper_left") if is_causal else None,
         scale=None if scale is None else float(scale),
+        value=value,
     )

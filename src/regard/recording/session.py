@@ -2,12 +2,14 @@
 
     every module's forward      → which module is running (global hooks: hooks on the modules
                                   themselves would switch off PyTorch's fast paths)
-    scaled_dot_product_attention, multi_head_attention_forward → a TorchFunctionMode
+    scaled_dot_product_attention, multi_head_attention_forward, flex_attention
+                                → a TorchFunctionMode
     the functions that transformers' models look up → interfaces.py
     Regard's own attention → own.py
 
 A TorchFunctionMode alone would switch off the fast paths of torch.nn's transformer modules as well,
 and so change a model's bits: it steps aside while one of those runs, and their hooks tell the call.
+It steps aside for compiled modules too, or torch.compile would compile them once more.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from torch import nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from regard.recording import interfaces, multihead, own, sdpa
+from regard.recording import flex, interfaces, multihead, own, sdpa
 from regard.recording.call import Call
+from regard.recording.unseen import is_compiled
 
 __all__ = ["Session", "Watcher"]
 
@@ -32,6 +35,9 @@ class Watcher(Protocol):
 
     def ran(self, module: nn.Module) -> None:
         """A module's forward begins."""
+
+    def ran_elsewhere(self, module: nn.Module) -> None:
+        """A module's forward begins in a thread that nobody watches."""
 
     def saw(self, read: Callable[[], Call], stack: list[nn.Module]) -> None:
         """A call was made, by the last module of the stack. `read` may raise."""
@@ -75,10 +81,7 @@ class Session:
 
     def _start(self) -> None:
         Session._local.session = self
-        self._handles = (
-            hooks.register_module_forward_pre_hook(self._before),
-            hooks.register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
-        )
+        _hook(self)
         for patch in _PATCHES:
             patch.start()
         self._switch(on=True)
@@ -87,24 +90,23 @@ class Session:
         self._switch(on=False)
         for patch in _PATCHES:
             patch.stop()
-        for handle in self._handles:
-            handle.remove()
+        _unhook(self)
         self._stack.clear()
         Session._local.session = None
 
-    def _before(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or Session._current() is not self:
-            return
+    def _elsewhere(self, module: nn.Module) -> None:
+        for watcher in list(self._watchers):
+            watcher.ran_elsewhere(module)
+
+    def _begins(self, module: nn.Module) -> None:
         if self._stack:
             self._stack[-1].calls_modules = True
         self._stack.append(_Frame(module, self._seeing))
-        self._switch(on=not multihead.fast(module))
+        self._switch(on=not (multihead.fast(module) or is_compiled(module)))
         for watcher in self._watchers:
             watcher.ran(module)
 
-    def _after(self, module: nn.Module, args: Any, kwargs: Any = None, result: Any = None) -> None:
-        if torch.compiler.is_compiling() or Session._current() is not self:
-            return
+    def _ends(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         if not any(frame.module is module for frame in self._stack):
             return
         while True:  # frames above the module's are those of forwards that a BaseException left
@@ -153,11 +155,14 @@ class Session:
         all there is, and its own call is told of only if there was none. `inside`: tell of it only
         inside of a module.
         """
-        told, muted, self._muted = self._told, self._muted, not opaque
+        told, muted, seeing = self._told, self._muted, self._seeing
+        self._muted = not opaque
+        self._switch(on=seeing and opaque)  # a mode makes compiled functions compile once more
         try:
             result = run()
         finally:
             self._muted = muted
+            self._switch(on=seeing)
         known = opaque and self._told > told
         outside = inside and not self._stack
         if not known and not outside:
@@ -166,11 +171,9 @@ class Session:
 
     def _tell(self, read: Callable[[], Call], module: nn.Module | None = None) -> None:
         """Show a call to the watchers, made by the innermost module or the one given."""
-        # A forward inside of a backward pass recomputes a checkpointed one that was seen already.
-        recomputed = torch._C._current_graph_task_id() != -1
         if (
             self._muted
-            or recomputed
+            or _repeats()
             or torch._C._get_tracing_state()
             or torch.compiler.is_compiling()
         ):
@@ -190,7 +193,58 @@ class Session:
             self._muted = False
 
 
+def _repeats() -> bool:
+    """Whether a backward pass recomputes a checkpointed forward, which was seen already."""
+    return torch._C._current_graph_task_id() != -1
+
+
 _PATCHES = (interfaces.patch(Session._observer), *own.patches(Session._observer))
+
+
+# The number of our hooks, always the same, and none that PyTorch gives: what torch.compile compiles
+# depends on the numbers of all hooks, and a new one for each watch would make it compile again.
+_NUMBER = -1
+_HOOKED: list[Session] = []
+_LOCK = threading.Lock()
+
+
+def _hook(session: Session) -> None:
+    """Show a session what modules do; all sessions share two hooks."""
+    with _LOCK:
+        _HOOKED.append(session)
+        hooks._global_forward_pre_hooks[_NUMBER] = _before
+        hooks._global_forward_hooks[_NUMBER] = _after
+        hooks._global_forward_hooks_with_kwargs[_NUMBER] = True
+        hooks._global_forward_hooks_always_called[_NUMBER] = True
+
+
+def _unhook(session: Session) -> None:
+    with _LOCK:
+        _HOOKED.remove(session)
+        if not _HOOKED:
+            hooks._global_forward_pre_hooks.pop(_NUMBER)
+            hooks._global_forward_hooks.pop(_NUMBER)
+            hooks._global_forward_hooks_with_kwargs.pop(_NUMBER)
+            hooks._global_forward_hooks_always_called.pop(_NUMBER)
+
+
+def _before(module: nn.Module, args: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    session = Session._current()
+    if session is not None:
+        session._begins(module)
+    elif not _repeats():
+        for other in list(_HOOKED):
+            other._elsewhere(module)
+
+
+def _after(module: nn.Module, args: Any, kwargs: Any = None, result: Any = None) -> None:
+    if torch.compiler.is_compiling():
+        return
+    session = Session._current()
+    if session is not None:
+        session._ends(module, args, kwargs, result)
 
 
 class _Frame:
@@ -230,7 +284,9 @@ class _Mode(TorchFunctionMode):
         if torch.compiler.is_compiling():
             return result
         if func in sdpa.FUNCTIONS:
-            self._session._tell(lambda: sdpa.read(*args, **kwargs))
+            self._session._tell(lambda: sdpa.read(*args, **kwargs).replace(output=result))
+        elif func is flex.FUNCTION:
+            self._session._tell(lambda: flex.read(*args, **kwargs).replace(output=result[0]))
         elif func is multihead.FUNCTION:
             self._session._tell(lambda: multihead.read_function(args, kwargs))
         return result

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from regard.errors import ModelError, OptionError
 from regard.recording.record import Recording
-from regard.recording.watch import watch
+from regard.recording.watching import watch
 
 __all__ = ["Passage", "Reader", "load", "readable", "words"]
 

@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-__all__ = ["UnseenAttention", "compiled", "looks_like_attention", "unseen"]
+__all__ = ["UnseenAttention", "compiled", "is_compiled", "looks_like_attention", "unseen"]
 
 _NAMED = re.compile(r"atten|attn|multihead", re.IGNORECASE)
 _PART = re.compile(r"(output|dropout|norm|mask|bias|pool\w*|embedding\w*|intermediate)$", re.I)
@@ -69,7 +69,7 @@ def compiled(names: dict[nn.Module, str], covered: set[nn.Module]) -> dict[str, 
         names[module]: module
         for module in names
         if module not in covered
-        and (hasattr(module, "_orig_mod") or module._compiled_call_impl is not None)
+        and is_compiled(module)
         and any(looks_like_attention(inner) for inner in module.modules())
     }
     return {
@@ -77,6 +77,11 @@ def compiled(names: dict[nn.Module, str], covered: set[nn.Module]) -> dict[str, 
         for name, module in hidden.items()
         if not any(other != name and _within(name, other) for other in hidden)
     }
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has replaced the module's forward."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
 def _projects(module: nn.Module) -> bool:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from operator import index
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from regard.errors import ModelError, OptionError
-from regard.operator import AttentionWeights
-from regard.recording.call import Call, operator
+from regard.errors import ModelError
+from regard.recording.call import Call, parts
+from regard.recording.choices import Choice, check_tokens, choice
+from regard.recording.keeper import Keeper, Plan, plan
 from regard.recording.record import Recording
 from regard.recording.session import Session
 from regard.recording.terms import Terms
@@ -26,8 +24,13 @@ __all__ = ["Watch", "watch"]
 def watch(
     model: nn.Module,
     tokens: Any = None,
-    layers: Iterable[int | str] | int | None = None,
-    heads: Iterable[int] | int | None = None,
+    layers: Iterable[int | str] | int | str | None = None,
+    heads: Iterable[int] | int | Mapping[int | str, Any] | None = None,
+    *,
+    mode: str = "lazy",
+    read_outs: str | Mapping[str, Any] = "default",
+    budget: int | str | None = None,
+    values: bool = False,
 ) -> Watch:
     """See the attention weights of a model without changing it or what it computes.
 
@@ -38,17 +41,21 @@ def watch(
 
     The model computes what it would have computed, bit for bit: its own functions are called with
     their own arguments, and the weights are computed again, from the queries and keys, when asked
-    for. Seen are calls of F.scaled_dot_product_attention under any name, of
+    for. Seen are calls of F.scaled_dot_product_attention and flex_attention under any name, of
     torch.nn.MultiheadAttention and the transformer layers built on it, and the models of
-    transformers with the implementations "eager" and "sdpa". What an eager model shows as its
-    weights is compared with the operator's on three rows. Modules that look like attention, ran,
-    and were not seen are listed in `seen.unseen` and in a warning at the end.
+    transformers with the implementations "eager", "sdpa" and "flex_attention". What an eager model
+    shows as its weights is compared with the operator's on three rows. Modules that look like
+    attention, ran, and were not seen are listed in `seen.unseen` and in a warning at the end: what
+    torch.compile has compiled is among them, and what ran in another thread than the one that
+    entered. Forwards that a backward pass repeats (checkpointing) are not seen again.
 
     Queries and keys are referred to, not copied, and keep their memory. Two exceptions: tensors of
     inference mode, and those written in place before (a static cache of keys) are copied. What is
-    changed in place later raises StaleOperator. Only the thread that entered is watched; forwards
-    that a backward pass repeats (checkpointing) are not seen again; what torch.compile has compiled
-    is not seen.
+    changed in place later raises StaleOperator.
+
+    Calls that go on with a cache of keys, as in `generate`, are one record for each module, whose
+    `steps` tell the calls apart; see growing.py for the caches that are followed. Where a cache was
+    reordered (beam search) or cut, a new record begins.
 
     Args:
         model: any module of PyTorch.
@@ -56,7 +63,18 @@ def watch(
             `seen.tokens`.
         layers: keep these calls only: numbers count the modules that attend, in the order in which
             they first do; names are modules, or modules around them.
-        heads: keep these query heads only.
+        heads: keep these query heads only: numbers, or a dict {layer: numbers} instead of layers.
+        mode: "lazy" keeps operators; "stats" computes read-outs at once and keeps nothing else, one
+            `Summary` a call, cached steps too.
+        read_outs: what "stats" keeps: "default" (the preset of `attend`, and offsets −1, 0, 1),
+            "heads" (that and all scores of each head, which takes longer), or a dict as `attend`
+            takes it: `{"entropy": True, "top_k": 4}`.
+        budget: the memory that records may hold, a number of bytes or a text such as "256MB". A
+            call for which there is no room as an operator is kept as its read-outs, then not at
+            all, and `seen.notes` says so. A tensor that is part of a larger one (queries cut from
+            one projection) counts as the larger one: that is what cannot be freed.
+        values: keep values and outputs too, for `seen.relevance` and `seen.rollout(by_value=True)`;
+            outputs keep their graph of gradients.
 
     Returns:
         A context manager, entered once, that gives a Recording.
@@ -69,22 +87,17 @@ def watch(
             "a torch.nn.Module",
             "pass the module itself: of a pipeline or a wrapper that is often its attribute model",
         )
-    _check_tokens(tokens)
-    return Watch(model, tokens, _layers(model, layers), _heads(heads))
+    check_tokens(tokens)
+    return Watch(model, tokens, choice(model, layers, heads), plan(mode, read_outs, budget, values))
 
 
 class Watch:
     """One watching of a model: `with watch(model) as seen`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokens: Any,
-        layers: list[int | str] | None,
-        heads: list[int] | None,
-    ) -> None:
-        self._recording = Recording(type(model).__name__, tokens, heads)
-        self._layers, self._heads = layers, heads
+    def __init__(self, model: nn.Module, tokens: Any, choice: Choice, plan: Plan) -> None:
+        self._recording = Recording(type(model).__name__, tokens)
+        self._keeper = Keeper(self._recording, plan)
+        self._choice = choice
         self._names = {module: name for name, module in model.named_modules()}
         self._model = model
         self._session: Session | None = None
@@ -93,8 +106,7 @@ class Watch:
         self._ran: set[nn.Module] = set()
         self._covered: set[nn.Module] = set()
         self._failed: dict[str, str] = {}  # module: why its call could not be read
-        self._order: dict[str, int] = {}  # modules that attend, numbered
-        self._matched: set[int | str] = set()  # entries of layers that met one
+        self._elsewhere: set[nn.Module] = set()  # ran in another thread
 
     def __enter__(self) -> Recording:
         if self._entered:
@@ -116,17 +128,24 @@ class Watch:
         assert self._session is not None
         self._session.leave(self)
         self._session = None
+        self._keeper.finish()
         self._list_unseen()
-        self._recording._unmatched = self._unmatched()
+        self._recording._unmatched = self._choice.unmatched
         if error is None:
             self._warn()
         self._terms = Terms()
-        self._names, self._ran, self._covered = {}, set(), set()
+        self._names = {}
+        self._ran, self._covered, self._elsewhere = set(), set(), set()
 
     def ran(self, module: nn.Module) -> None:
         """A module's forward begins."""
         if module in self._names:
             self._ran.add(module)
+
+    def ran_elsewhere(self, module: nn.Module) -> None:
+        """A module's forward begins in another thread, where nobody watches."""
+        if module in self._names:
+            self._elsewhere.add(module)
 
     def saw(self, read: Callable[[], Call], stack: list[nn.Module]) -> None:
         """A call was made: keep its operator, or the reason why there is none."""
@@ -134,50 +153,33 @@ class Watch:
         if stack and not ours:
             return
         name = self._name(ours)
-        number = self._order.setdefault(name, len(self._order))
+        wanted, heads = self._choice.of(name)
         try:
-            if self._wanted(name, number):
-                self._keep(operator(read(), self._terms, self._heads), name)
+            if wanted:
+                call = read()
+                self._keeper.keep(call, parts(call, self._terms, heads), name, heads)
         except Exception as error:  # the model must go on; what could not be seen is told of
             module = ours[-1] if ours else self._model
             self._failed[self._titled(name, module)] = f"{error}" or type(error).__name__
         self._covered.update(ours)
 
-    def _keep(self, weights: AttentionWeights, name: str) -> None:
-        weights.name = name
-        self._recording._calls.append(weights)
-
     def _name(self, ours: list[nn.Module]) -> str:
         """Of the innermost module; the model itself has no name, its class has one."""
         return (self._names[ours[-1]] if ours else "") or self._recording.model
 
-    def _wanted(self, name: str, number: int) -> bool:
-        if self._layers is None:
-            return True
-        matched = [
-            entry
-            for entry in self._layers
-            if entry in (number, "")
-            or (isinstance(entry, str) and f"{name}.".startswith(f"{entry}."))
-        ]
-        self._matched.update(matched)
-        return bool(matched)
-
-    def _unmatched(self) -> str:
-        """Which layers that were asked for did not attend, where others did."""
-        left = [entry for entry in self._layers or () if entry not in self._matched]
-        if not left or not self._order:
-            return ""
-        return f"layers={left} matches none of those that attended: {', '.join(self._order)}"
-
     def _list_unseen(self) -> None:
         missed = unseen(self._names, self._ran, self._covered)
+        other = unseen(self._names, self._elsewhere - self._ran, self._covered)
         hidden = compiled(self._names, self._covered)
         self._recording.unseen += [
             *(self._titled(*item) for item in missed.items()),
             *(
                 f"{self._titled(*item)}: torch.compile hides what is in it"
                 for item in hidden.items()
+            ),
+            *(
+                f"{self._titled(*item)}: it ran in another thread than the one that watches"
+                for item in other.items()
             ),
             *(f"{name}: {reason}" for name, reason in self._failed.items()),
         ]
@@ -200,67 +202,3 @@ class Watch:
             )
         if message:
             warnings.warn(message, UnseenAttention, stacklevel=3)
-
-
-def _check_tokens(tokens: Any) -> None:
-    def texts(row: Any) -> bool:
-        return _is_list(row) and all(isinstance(token, str) for token in row)
-
-    valid = texts(tokens) or (_is_list(tokens) and all(map(texts, tokens)))
-    if tokens is not None and not valid:
-        raise OptionError(
-            f"tokens of type {type(tokens).__name__}",
-            "a list of strings, or one for each text of the batch",
-            "tokenizer.convert_ids_to_tokens(ids) gives one",
-        )
-
-
-def _is_list(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _layers(model: nn.Module, layers: Iterable[int | str] | int | None) -> list[int | str] | None:
-    if layers is None:
-        return None
-    chosen = _entries(layers, OptionError(f"layers={layers!r}", "numbers and names of modules"))
-    names = dict(model.named_modules())
-    for entry in chosen:
-        if isinstance(entry, str) and entry not in names:
-            near = difflib.get_close_matches(entry, names, 3)
-            hint = f"perhaps {' or '.join(near)}" if near else "list(dict(model.named_modules()))"
-            raise OptionError(f"layers with {entry!r}", "the name of a module", hint)
-    return chosen
-
-
-def _heads(heads: Iterable[int] | int | None) -> list[int] | None:
-    if heads is None:
-        return None
-    wrong = OptionError(f"heads={heads!r}", "numbers of heads, from 0")
-    numbers: list[int] = []
-    for entry in _entries(heads, wrong):
-        if isinstance(entry, str) or entry < 0:
-            raise wrong
-        numbers.append(entry)
-    return numbers
-
-
-def _entries(given: Any, wrong: OptionError) -> list[int | str]:
-    """One entry or several as a list: strings, and integers of any type. Raises what is given."""
-    if isinstance(given, str) or _is_index(given):
-        given = [given]
-    if not isinstance(given, Iterable) or isinstance(given, bytes):
-        raise wrong
-    found = list(given)
-    if not found or not all(isinstance(entry, str) or _is_index(entry) for entry in found):
-        raise wrong
-    return [entry if isinstance(entry, str) else index(entry) for entry in found]
-
-
-def _is_index(value: Any) -> bool:
-    try:
-        index(value)
-    except TypeError:
-        return False
-    return not isinstance(value, bool)

@@ -1,0 +1,119 @@
+"""regard view, heads and diff: what recordings in files show."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from regard.cli import show, sources
+from regard.cli.show import plain, plain_table
+from regard.errors import OptionError
+from regard.recording.diff import compare
+from regard.recording.files import load
+from regard.recording.heads import SCORES, table
+
+__all__ = ["diff", "heads", "view"]
+
+
+def view(file: Path, html: Path | None) -> None:
+    """Print what a recording holds, or write its page. Raises FileFormatError, OptionError."""
+    recording = load(file)
+    console = Console(highlight=False)
+    if html is not None:
+        sources.check_output(html, str(file))
+        with sources.writing(html):
+            recording.html(html)
+        console.print(Text(f"Page written to {html}", style="green"))
+        return
+    for line in str(recording).split("\n"):
+        console.print(Text(plain(line)), soft_wrap=True)
+    console.print()
+    show.heads(console, table(recording))
+
+
+def heads(file: Path, sort: str, as_csv: bool, as_json: bool) -> None:
+    """Print every head with its scores. Raises FileFormatError, OptionError."""
+    if sort not in (*SCORES, "layer"):
+        raise OptionError(f"--sort {sort!r}", f"layer, {', '.join(SCORES)}")
+    if as_csv and as_json:
+        raise OptionError("--csv and --json", "one of the two")
+    rows = list(table(load(file)))
+    if sort != "layer":
+        rows.sort(key=lambda row: -_number(row.scores[sort], -1.0))
+    if as_json:
+        print(json.dumps([_as_dict(row) for row in rows], indent=1, allow_nan=False))
+        return
+    if as_csv:
+        lines = io.StringIO()
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(("layer", "head", "module", "kind", "evidence", *SCORES))
+        for row in rows:
+            numbers = ("" if v != v else f"{v:.6g}" for v in row.scores.values())
+            writer.writerow((row.layer, row.head, row.name, row.kind, row.evidence, *numbers))
+        print(lines.getvalue(), end="")
+        return
+    out = plain_table(">Layer", ">Head", "Kind", "Evidence", f">{'' if sort == 'layer' else sort}")
+    for row in rows:
+        evidence = f"{row.evidence} {row.strength:.2f}"
+        shown = "" if sort == "layer" else _shown(row.scores[sort])
+        out.add_row(str(row.layer), str(row.head), Text(row.kind), evidence, shown)
+    Console(highlight=False).print(out)
+
+
+def diff(one: Path, other: Path, top: int, as_json: bool) -> None:
+    """Print which heads differ most. Raises FileFormatError, ShapeError."""
+    found = compare(load(one), load(other))
+    if as_json:
+        rows = [
+            {
+                **_place(change.first),
+                "distance": round(change.distance, 6),
+                "kinds": [change.first.kind, change.second.kind],
+                "changes": {n: None if v != v else round(v, 6) for n, v in change.changes.items()},
+            }
+            for change in found
+        ]
+        print(json.dumps(rows, indent=1, allow_nan=False))
+        return
+    out = plain_table(">Layer", ">Head", ">Distance", "Kind", "Changed most", ">", ">")
+    for change in found[: top or None]:
+        kinds = dict.fromkeys((change.first.kind, change.second.kind))
+        name = change.largest
+        scores = [
+            row.scores[name] if name else float("nan") for row in (change.first, change.second)
+        ]
+        out.add_row(
+            str(change.first.layer),
+            str(change.first.head),
+            f"{change.distance:.3f}",
+            Text(" → ".join(kinds)),
+            name,
+            *map(_shown, scores),
+        )
+    console = Console(highlight=False)
+    console.print(out)
+    if top and len(found) > top:
+        console.print(f"… and {len(found) - top} heads that differ less: --top 0 shows all.")
+
+
+def _place(row: Any) -> dict[str, Any]:
+    return {"layer": row.layer, "head": row.head, "module": row.name}
+
+
+def _as_dict(row: Any) -> dict[str, Any]:
+    scores = {name: _number(value, None) for name, value in row.scores.items()}
+    return {**_place(row), "kind": row.kind, "evidence": row.evidence, "scores": scores}
+
+
+def _number(value: float, unknown: Any) -> Any:
+    return unknown if value != value else round(value, 6)
+
+
+def _shown(value: float) -> str:
+    return "–" if value != value else f"{value:.3f}"
