@@ -72,7 +72,7 @@ def attention(
     Source: Vaswani et al., "Attention Is All You Need" (2017); computed tile by tile with an online
     softmax as in Dao et al., "FlashAttention" (2022).
     """
-    if bias is sinks is dropout_seed is precision is None and not dropout_p:
+    if all(option is None for option in (bias, sinks, dropout_seed, precision)) and not dropout_p:
         output = repeat(query, key, value, mask, scale, softcap, layout, backend)
         if output is not None:
             return output
