@@ -48,7 +48,8 @@ def calls(q, k, v, causal, gradients):
 def main() -> None:
     rows = []
     for dtype in ("float32", "bfloat16"):
-        for name, shape, causal in CASES:
+        # jax.nn cannot compile the smallest case's gradients in bfloat16.
+        for name, shape, causal in CASES if dtype == "float32" else CASES[1:]:
             keys = jax.random.split(jax.random.key(0), 3)
             q, k, v = (jax.random.normal(key, shape, dtype) for key in keys)
             for gradients in (False, True):
@@ -56,7 +57,7 @@ def main() -> None:
                 if name == "overhead":
                     empty = jax.jit(jnp.add)
                     peers["empty"] = lambda empty=empty, q=q: jax.block_until_ready(empty(q, q))
-                times = alternate(peers, seconds=1.5)
+                times = alternate(peers, seconds=1)
                 label = f"{dtype} {shape} {name}{', gradients' if gradients else ''}"
                 rows.append(record(label, dtype, times))
     print(save("jax", rows))
