@@ -297,7 +297,8 @@ def test_our_declarations_of_xlas_structs_are_its_own(tmp_path):
         "using namespace regard::xla;",
     ]
     lines += [
-        f"static_assert(offsetof({ours}, {mine}) == offsetof({theirs}, {its}));"
+        f"static_assert(offsetof({ours}, {mine}) == offsetof({theirs}, {its}) &&"
+        f" sizeof({ours}::{mine}) == sizeof({theirs}::{its}));"
         for ours, mine, theirs, its in offsets
     ]
     lines += [f"static_assert({mine} == static_cast<int>({its}));" for mine, its in numbers.items()]
@@ -323,7 +324,8 @@ def test_dropout_is_numpys_for_the_same_seed_and_takes_keys():
         traced = jax.jit(lambda s: attend(q, k, v, dropout_p=0.4, dropout_seed=s))
         close(traced(jnp.int64(seed)), y)
     small = jax.jit(lambda s: attend(q, k, v, dropout_p=0.4, dropout_seed=s))
-    close(small(jnp.int32(-1)), attend(q, k, v, dropout_p=0.4, dropout_seed=-1))
+    for seed in (jnp.int32(-1), jnp.int32(70_000), jnp.uint32(2**32 - 1)):
+        close(small(seed), attend(q, k, v, dropout_p=0.4, dropout_seed=int(seed)))
     one, other = (small(jax.random.key(n)) for n in (0, 1))
     assert jnp.array_equal(one, small(jax.random.key(0))) and not jnp.array_equal(one, other)
     with pytest.raises(OptionError, match=r"a key of jax\.random"):

@@ -135,12 +135,10 @@ def _documents(ids: Any, key_ids: Any, extent: Extent) -> Normal:
 
 
 def _cumulative_documents(bounds: Any, extent: Extent) -> Normal:
-    """The interval of a position is that of the document that it lies in."""
+    """The interval of a position is that of the document that it lies in, empty behind the last."""
     bounds = jnp.asarray(bounds)
     document = jnp.searchsorted(bounds, np.arange(extent.queries), side="right")
-    inside = document < len(bounds)
-    start = jnp.where(inside, bounds[document - 1], 0)
-    stop = jnp.where(inside, bounds[jnp.minimum(document, len(bounds) - 1)], 0)
+    start, stop = bounds[document - 1], bounds[jnp.minimum(document, len(bounds) - 1)]
     return _interval(start[None, None], stop[None, None], extent)
 
 
