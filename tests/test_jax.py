@@ -363,7 +363,7 @@ def test_read_outs_are_numpys_and_refused_inside_transformations():
         lambda w: w.top_k(3),
         lambda w: w.dense(),
         lambda w: w[1, 3:, 2],
-        lambda w: w[:, ::3].received(),
+        lambda w: w[:, 1:].received(),
         lambda w: w.copy().lse(),
     ):
         found = look(w)
