@@ -149,7 +149,7 @@ def _key_heads(problem: Problem, batch: tuple[slice, ...], heads: Any) -> Any:
         step = int(steps[0]) if len(steps) else 1
         span = slice(int(distinct[0]), int(distinct[-1]) + 1, step)
         return key[(..., span, _ALL, _ALL)]
-    return key[(..., wanted, _ALL, _ALL)]
+    return key[(..., wanted.tolist(), _ALL, _ALL)]
 
 
 def _or_none(entry: Any) -> Any:
