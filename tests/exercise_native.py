@@ -7,6 +7,7 @@ import numpy as np
 import regard
 from regard.kernels import native
 from regard.problem import make
+from regard.readouts import KINDS, Gathering
 
 TYPES = (np.float32, np.float64, np.float16)
 SHAPES = [
@@ -61,6 +62,18 @@ def run(problem) -> None:
     lse = np.empty(extent.shape[:-1], problem.accumulation_dtype)
     native.forward(problem, output, lse)
     native.scores(problem, 0, 0, slice(0, extent.queries), slice(0, extent.keys))
+    gathering = Gathering(
+        problem,
+        "native",
+        {
+            **{name: {} for name in KINDS if name != "mass"},
+            "mass": {"keys": np.arange(extent.keys) % 3 - 1},
+            "received": {"reduce": "mean", "groups": np.arange(extent.queries) // 50 - 1},
+        },
+    )
+    native.read_out(problem, output, lse, gathering.fields)
+    gathering.sweep(lse.reshape(extent.flat_batch, extent.heads, extent.queries))
+    gathering.results(lse.reshape(extent.flat_batch, extent.heads, extent.queries))
     wanted = {
         "d_query": np.empty(problem.query.shape, problem.query.dtype),
         "d_key": np.empty(problem.key.shape, problem.key.dtype),

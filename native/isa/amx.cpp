@@ -50,11 +50,14 @@ int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
 
 int readouts_or_avx512(const regard_problem &p, const regard_array &output, void *lse,
                        const regard_readouts_request &request) {
-  if (!scores_pay(p)) return avx512_kernels.readouts(p, output, lse, request);
-  if (output.data) {
+  const bool own = scores_pay(p);
+  regard_array left = output;
+  if (output.data && (own || pays(p))) {
     const int status = forward_or_avx512(p, output, lse);
     if (status != REGARD_OK) return status;
+    left.data = nullptr;
   }
+  if (!own) return avx512_kernels.readouts(p, left, lse, request);
   return sweep<float, MatrixBlock>(p, static_cast<const float *>(lse), request);
 }
 

@@ -44,15 +44,12 @@ class Forward {
   // One block alone, some of whose hidden values are known to be infinite or NaN.
   int wary_block(int64_t index) {
     chunks_ = 1;
-    return block(index, 0, true);
+    return piece(index, 0, true);
   }
 
- private:
-  static constexpr int64_t kItems = 64, kLeastKeys = 512;
-
-  // What a chunk of keys leaves of a block of rows.
-  struct Part {
-    T *pivot, *sum, *output;
+  // A tile of keys that some row sees.
+  struct Span {
+    int64_t begin, count;
   };
 
   // One block of rows: its state while tiles of keys go by.
@@ -64,6 +61,42 @@ class Forward {
     Wary<T> wary;
     bool fresh;   // nothing is in `output` yet
     bool masked;  // some row could not see some key
+    // Final scores [key][row] of all tiles and what these were, if they are to be kept.
+    T *kept = nullptr;
+    Span *spans;
+    int64_t span_count;
+  };
+
+  // Whether every block of rows belongs to one head and takes all its keys: then `block` may be
+  // called from outside, with rows as Cut makes them.
+  bool whole() const { return chunks_ == 1 && cut_.heads == 1; }
+
+  // `keep`: to keep the scores of a block.
+  void allocate(State &s, bool keep, Scratch &scratch) const {
+    s.block.allocate(p_, scratch);
+    s.scores = scratch.take<T>(kTileSize<T>);
+    s.factors = p_.dropout > 0 ? scratch.take<T>(kTileSize<T>) : nullptr;
+    s.keys = scratch.take<T>(kTile<T> * padded<T>(p_.head_size));
+    s.values = scratch.take<T>(kTile<T> * width_);
+    s.wary.allocate(width_, scratch);
+    if (!parts_) s.output = scratch.take<T>(kBlock<T> * width_);
+    if (!keep) return;
+    s.kept = scratch.take<T>(kBlock<T> * p_.keys);
+    s.spans = scratch.take<Span>(p_.keys / kTile<T> + 1);
+  }
+
+  // Outputs and log-sum-exps of s.block.rows.
+  void block(State &s) const {
+    chunk(s, 0, false);
+    finish(s.block.rows, s.softmax, s.output);
+  }
+
+ private:
+  static constexpr int64_t kItems = 64, kLeastKeys = 512;
+
+  // What a chunk of keys leaves of a block of rows.
+  struct Part {
+    T *pivot, *sum, *output;
   };
 
   int64_t part_rows() const {
@@ -77,38 +110,37 @@ class Forward {
 
   static int task(void *context, int64_t index) {
     const Forward &self = *static_cast<Forward *>(context);
-    return self.block(index / self.chunks_, index % self.chunks_, false);
+    return self.piece(index / self.chunks_, index % self.chunks_, false);
   }
 
-  int block(int64_t index, int64_t chunk, bool wary) const {
+  // One block over one chunk of its keys.
+  int piece(int64_t index, int64_t chunk, bool wary) const {
     Scratch scratch(Scratch::kTask);
     State s;
-    s.block.allocate(p_, scratch);
-    s.scores = scratch.take<T>(kTileSize<T>);
-    s.factors = p_.dropout > 0 ? scratch.take<T>(kTileSize<T>) : nullptr;
-    s.keys = scratch.take<T>(kTile<T> * padded<T>(p_.head_size));
-    s.values = scratch.take<T>(kTile<T> * width_);
-    s.wary.allocate(width_, scratch);
-    const Part part = parts_ ? this->part(index * chunks_ + chunk) : Part();
-    s.output = parts_ ? part.output : scratch.take<T>(kBlock<T> * width_);
+    allocate(s, false, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-
     cut_.set(p_, index, &s.block.rows);
-    s.block.set();
-    if (p_.dropout > 0) s.dropout.set(p_, s.block.rows);
-    s.wary.on = wary;
-    sweep(s, chunk);
-    if (!wary && output_.data && s.masked && !finite(s)) {
-      s.wary.on = true;
-      sweep(s, chunk);
-    }
     if (!parts_) {
+      this->chunk(s, chunk, wary);
       finish(s.block.rows, s.softmax, s.output);
-    } else {
-      std::copy_n(s.softmax.pivot, s.block.rows.width, part.pivot);
-      std::copy_n(s.softmax.sum, s.block.rows.width, part.sum);
+      return REGARD_OK;
     }
+    const Part part = this->part(index * chunks_ + chunk);
+    s.output = part.output;
+    this->chunk(s, chunk, wary);
+    std::copy_n(s.softmax.pivot, s.block.rows.width, part.pivot);
+    std::copy_n(s.softmax.sum, s.block.rows.width, part.sum);
     return REGARD_OK;
+  }
+
+  void chunk(State &s, int64_t index, bool wary) const {
+    s.block.set();
+    s.wary.on = wary;
+    if (p_.dropout > 0) s.dropout.set(p_, s.block.rows);
+    sweep(s, index);
+    if (wary || !output_.data || !s.masked || finite(s)) return;
+    s.wary.on = true;
+    sweep(s, index);
   }
 
   // The tiles of one chunk of what the block sees.
@@ -116,6 +148,7 @@ class Forward {
     s.softmax.reset(score_unit<T>(p_), s.block.rows.width);
     s.fresh = true;
     s.masked = false;
+    s.span_count = 0;
     const Tiles<T> tiles(s.block.sight.first(), s.block.sight.last());
     const int64_t last = tiles.count * (chunk + 1) / chunks_;
     for (int64_t t = tiles.count * chunk / chunks_; t < last; ++t) {
@@ -130,9 +163,14 @@ class Forward {
     if (view == View::kNone) return;
     const Rows<T> &rows = s.block.rows;
     const int64_t count = end - begin;
-    s.block.scores(begin, end, s.keys, s.scores);
-    if (view == View::kSome) s.block.sight.hide(count, s.scores);
-    const bool rescale = s.softmax.take(s.scores, count, rows.width);
+    T *scores = s.scores;
+    if (s.kept) {
+      scores = s.kept + begin * rows.width;
+      s.spans[s.span_count++] = {begin, count};
+    }
+    s.block.scores(begin, end, s.keys, scores);
+    if (view == View::kSome) s.block.sight.hide(count, scores);
+    const bool rescale = s.softmax.take(scores, s.scores, count, rows.width);
     if (!output_.data) return;
 
     if (rescale && !s.fresh) rescale_rows(s);

@@ -21,10 +21,13 @@ struct Softmax {
     }
   }
 
-  // Scores [keys][width] become weights, not normalised. Returns whether some row must be rescaled.
-  bool take(T *scores, int64_t keys, int width) {
+  // Weights of scores [keys][width], not normalised, into `to`, which may be `scores`. Returns
+  // whether some row must be rescaled.
+  bool take(const T *scores, T *to, int64_t keys, int width) {
     bool rescaled = false;
-    for (int r = 0; r < width; r += kLanes<T>) rescaled |= take_lanes(scores + r, keys, width, r);
+    for (int r = 0; r < width; r += kLanes<T>) {
+      rescaled |= take_lanes(scores + r, to + r, keys, width, r);
+    }
     return rescaled;
   }
 
@@ -67,7 +70,7 @@ struct Softmax {
   // the same, and most tiles rescale nothing.
   static constexpr T kSlack = 8;
 
-  REGARD_INLINE bool take_lanes(T *scores, int64_t keys, int width, int r) {
+  REGARD_INLINE bool take_lanes(const T *scores, T *to, int64_t keys, int width, int r) {
     const Vec<T> zero = broadcast<T>(0), u = broadcast(unit);
     const Rise risen = rise(largest(scores, keys, width), r);
     int64_t j = 0;
@@ -75,17 +78,17 @@ struct Softmax {
     for (; j + 2 <= keys; j += 2) {
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
-        T *at = scores + (j + i) * width;
-        const Vec<T> weight = exp2(fma(load(at), u, risen.shift));
+        const int64_t at = (j + i) * width;
+        const Vec<T> weight = exp2(fma(load(scores + at), u, risen.shift));
         total[i] = total[i] + weight;
-        store(at, weight);
+        store(to + at, weight);
       }
     }
     if (j < keys) {
-      T *at = scores + j * width;
-      const Vec<T> weight = exp2(fma(load(at), u, risen.shift));
+      const int64_t at = j * width;
+      const Vec<T> weight = exp2(fma(load(scores + at), u, risen.shift));
       total[0] = total[0] + weight;
-      store(at, weight);
+      store(to + at, weight);
     }
 
     store(sum + r, fma(load(sum + r), risen.factor, total[0] + total[1]));

@@ -26,7 +26,7 @@ class RowSums {
       // A row that sees nothing keeps weights 2^(-inf + 0) = 0.
       shift_[r] = lse == -kInfinity<T> ? T(0) : -lse * static_cast<T>(kLog2e);
       top_[r] = -kInfinity<T>;
-      entropy_[r] = squares_[r] = distance_[r] = 0;
+      sum_[r] = logarithms_[r] = squares_[r] = distance_[r] = 0;
     }
   }
 
@@ -52,20 +52,22 @@ class RowSums {
     if (sums_) add(tile);
   }
 
-  // Before take(); the scores stay.
-  void look(const Tile<T> &tile) {
-    if (largest_) raise_keys(tile.values, tile.count, tile.rows.width, top_);
-  }
+  // Before take(), if `largest` is wanted; the scores stay.
+  void look(const Tile<T> &tile) { raise_keys(tile.values, tile.count, tile.rows.width, top_); }
+  bool largest() const { return largest_; }
 
   void finish(const Rows<T> &rows) const {
     for (int r = 0; r < rows.count; ++r) {
       const int64_t at = row_index(p_, rows, r);
-      const T squares = static_cast<T>(squares_[r]);
       put(q_.max_score, at, top_[r] * size_);
       put(q_.max_weight, at, weight(top_[r], r));
-      put(q_.entropy, at, static_cast<T>(0 - kLn2 * entropy_[r]));
-      put(q_.effective_keys, at, squares == 0 ? T(0) : 1 / squares);
-      put(q_.distance, at, static_cast<T>(distance_[r]));
+      if (!sums_) continue;
+      const bool blind = sum_[r] == 0;
+      const double all = total(rows, r);
+      const double entropy = (sum_[r] * std::log(all) - kLn2 * logarithms_[r]) / all;
+      put(q_.entropy, at, static_cast<T>(blind ? 0 : std::max(entropy, 0.0)));
+      put(q_.effective_keys, at, static_cast<T>(blind ? 0 : all * all / squares_[r]));
+      put(q_.distance, at, static_cast<T>(blind ? 0 : distance_[r] / all));
     }
   }
 
@@ -74,12 +76,20 @@ class RowSums {
     if (array) static_cast<T *>(array)[at] = value;
   }
 
+  // What all weights, that of the sink too, sum up to. It would be 1, were the log-sum-exp not
+  // rounded, and sums are corrected by it.
+  double total(const Rows<T> &rows, int r) const {
+    if (!p_.sinks) return sum_[r];
+    const double sink = double{static_cast<const T *>(p_.sinks)[rows.head[r]]};
+    return sum_[r] + std::exp(sink - lse_[row_index(p_, rows, r)]);
+  }
+
   template <bool kSums>
   REGARD_INLINE void take_lanes(T *values, int64_t keys, int width, int r) {
     const Vec<T> unit = broadcast(unit_), shift = load(shift_ + r), zero = broadcast<T>(0);
     // A weight that is 0 has no logarithm: 0 * kLeast is 0 all the same.
     const Vec<T> least = broadcast<T>(kLeast);
-    Vec<T> sum = zero, behind = zero, entropy = zero, squares = zero;
+    Vec<T> sum = zero, behind = zero, logarithms = zero, squares = zero;
     for (int64_t j = 0; j < keys; ++j) {
       T *at = values + j * width + r;
       const Vec<T> power = fma(load(at), unit, shift), weight = exp2(power);
@@ -87,14 +97,14 @@ class RowSums {
       if constexpr (kSums) {
         sum = sum + weight;
         behind = behind + sum;
-        entropy = fma(weight, max(power, least), entropy);
+        logarithms = fma(weight, max(power, least), logarithms);
         squares = fma(weight, weight, squares);
       }
     }
     if constexpr (kSums) {
       store(tile_sum_ + r, sum);
       store(tile_behind_ + r, behind);
-      store(tile_entropy_ + r, entropy);
+      store(tile_logarithms_ + r, logarithms);
       store(tile_squares_ + r, squares);
     }
   }
@@ -103,7 +113,8 @@ class RowSums {
   void add(const Tile<T> &tile) {
     const Rows<T> &rows = tile.rows;
     for (int r = 0; r < rows.width; ++r) {
-      entropy_[r] += tile_entropy_[r];
+      sum_[r] += tile_sum_[r];
+      logarithms_[r] += tile_logarithms_[r];
       squares_[r] += tile_squares_[r];
     }
     if (!q_.distance) return;
@@ -146,10 +157,10 @@ class RowSums {
   bool sums_, largest_;
   T shift_[kBlock<T>], top_[kBlock<T>];
   // Of the last tile; `behind` is the sum of all sums so far, key after key.
-  T tile_sum_[kBlock<T>], tile_behind_[kBlock<T>], tile_entropy_[kBlock<T>];
+  T tile_sum_[kBlock<T>], tile_behind_[kBlock<T>], tile_logarithms_[kBlock<T>];
   T tile_squares_[kBlock<T>];
-  // sum p log2 p, sum p^2, sum p |distance|
-  double entropy_[kBlock<T>], squares_[kBlock<T>], distance_[kBlock<T>];
+  // Over all keys: sums of p, p log2 p, p^2 and p |distance|.
+  double sum_[kBlock<T>], logarithms_[kBlock<T>], squares_[kBlock<T>], distance_[kBlock<T>];
 };
 
 }  // namespace REGARD_NAMESPACE

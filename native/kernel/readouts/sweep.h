@@ -7,15 +7,18 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
-// `Scorer` makes scores of a block of rows, as Block does.
+// `Scorer` makes scores of a block of rows, as Block does; with a forward, that has made them, and
+// the log-sum-exps too.
 template <class T, class Scorer>
 class Sweep {
  public:
-  Sweep(const regard_problem &p, const T *lse, const Request &q)
-      : p_(p), q_(q), lse_(lse), vectors_(padded<T>(p.queries) / kLanes<T>) {
+  Sweep(const regard_problem &p, const T *lse, const Request &q, const Forward<T> *forward)
+      : p_(p), q_(q), lse_(lse), forward_(forward), vectors_(padded<T>(p.queries) / kLanes<T>) {
     blocks_ = (padded<T>(p.queries) + kBlock<T> - 1) / kBlock<T>;
     const int64_t heads = std::max<int64_t>(1, p.batch * p.heads);
-    pieces_ = std::max<int64_t>(1, std::min((kItems + heads - 1) / heads, blocks_));
+    // Lists of queries take memory, and each has to find its own first.
+    const int64_t items = q.top_query_weights ? kItems / 4 : kItems;
+    pieces_ = std::max<int64_t>(1, std::min((items + heads - 1) / heads, blocks_));
   }
 
   int run() {
@@ -65,6 +68,7 @@ class Sweep {
   // What one piece needs while tiles go by.
   struct State {
     Scorer scorer;
+    typename Forward<T>::State forward;
     RowSums<T> sums;
     TopKeys<T> top;
     Mass<T> mass;
@@ -74,11 +78,11 @@ class Sweep {
     Columns<T> columns;
     TopQueries<T> queries;
     Pooled<T> pooled;
-    T *values, *keys;
+    T *values, *keys, *largest;
 
     State(const Sweep &sweep, int64_t index, Scratch &scratch)
         : sums(sweep.p_, sweep.lse_, sweep.q_),
-          top(sweep.p_, sweep.q_),
+          top(sweep.p_, sweep.q_, scratch),
           mass(sweep.p_, sweep.q_, scratch),
           offsets(sweep.p_, sweep.q_),
           bins(sweep.p_, sweep.q_, scratch),
@@ -88,7 +92,12 @@ class Sweep {
           pooled(sweep.p_, sweep.q_, sweep.pooled_[index]),
           values(scratch.take<T>(kTileSize<T>)),
           keys(scratch.take<T>(kTile<T> * padded<T>(sweep.p_.head_size))) {
-      scorer.allocate(sweep.p_, scratch);
+      if (sweep.forward_) {
+        sweep.forward_->allocate(forward, true, scratch);
+        largest = scratch.take<T>((sweep.p_.keys / kTile<T> + 1) * kBlock<T>);
+      } else {
+        scorer.allocate(sweep.p_, scratch);
+      }
     }
   };
 
@@ -104,9 +113,14 @@ class Sweep {
     self.clear(index);
     for (int64_t b = self.first_block(piece); b < self.first_block(piece + 1); ++b) {
       const int64_t first = self.first_row(b), last = self.first_row(b + 1);
-      s.scorer.rows.set(p, head / p.heads, head % p.heads, first, last - first);
-      s.scorer.set();
-      self.block(s);
+      Rows<T> &rows = self.forward_ ? s.forward.block.rows : s.scorer.rows;
+      rows.set(p, head / p.heads, head % p.heads, first, last - first);
+      if (self.forward_) {
+        self.forward_->block(s.forward);
+      } else {
+        s.scorer.set();
+      }
+      self.block(s, rows);
     }
     return REGARD_OK;
   }
@@ -122,8 +136,7 @@ class Sweep {
     if (part.most) std::fill_n(part.most, size, 0.0);
   }
 
-  void block(State &s) const {
-    const Rows<T> &rows = s.scorer.rows;
+  void block(State &s, const Rows<T> &rows) const {
     s.sums.start(rows);
     if (s.top.wanted()) s.top.start(rows);
     if (s.mass.wanted()) s.mass.start(rows);
@@ -133,8 +146,14 @@ class Sweep {
     if (q_.received) s.columns.start(rows);
     if (q_.top_query_weights) s.queries.start(rows, s.sums);
 
-    const Tiles<T> tiles(s.scorer.sight.first(), s.scorer.sight.last());
-    for (int64_t t = 0; t < tiles.count; ++t) tile(s, tiles.begin(t), tiles.begin(t + 1));
+    if (forward_) {
+      look_ahead(s, rows);
+      const auto &f = s.forward;
+      for (int64_t t = 0; t < f.span_count; ++t) take(s, kept(f, t));
+    } else {
+      const Tiles<T> tiles(s.scorer.sight.first(), s.scorer.sight.last());
+      for (int64_t t = 0; t < tiles.count; ++t) tile(s, tiles.begin(t), tiles.begin(t + 1));
+    }
 
     s.sums.finish(rows);
     if (s.top.wanted()) s.top.finish(rows, s.sums);
@@ -143,14 +162,36 @@ class Sweep {
     if (s.edges.wanted()) s.edges.finish(rows);
   }
 
+  static Tile<T> kept(const typename Forward<T>::State &f, int64_t t) {
+    const auto [begin, count] = f.spans[t];
+    return {f.block.rows, begin, count, f.kept + begin * f.block.rows.width};
+  }
+
+  // The largest scores of all tiles, while none of them has become weights.
+  void look_ahead(State &s, const Rows<T> &rows) const {
+    if (!s.top.wanted() && !s.sums.largest()) return;
+    const int64_t tiles = s.forward.span_count;
+    std::fill_n(s.largest, tiles * rows.width, -kInfinity<T>);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const Tile<T> tile = kept(s.forward, t);
+      raise_keys(tile.values, tile.count, rows.width, s.largest + t * rows.width);
+    }
+    const Tile<T> largest = {rows, 0, tiles, s.largest};
+    if (s.sums.largest()) s.sums.look(largest);
+    if (s.top.wanted()) s.top.expect(largest);
+  }
+
   void tile(State &s, int64_t begin, int64_t end) const {
     const View view = s.scorer.sight.look(&begin, &end);
     if (view == View::kNone) return;
     s.scorer.scores(begin, end, s.keys, s.values);
     if (view == View::kSome) s.scorer.sight.hide(end - begin, s.values);
     const Tile<T> tile = {s.scorer.rows, begin, end - begin, s.values};
+    if (s.sums.largest()) s.sums.look(tile);
+    take(s, tile);
+  }
 
-    s.sums.look(tile);
+  void take(State &s, const Tile<T> &tile) const {
     if (s.top.wanted()) s.top.look(tile);
     if (q_.received) s.columns.look(tile);
     if (q_.top_query_weights) s.queries.look(tile);
@@ -217,6 +258,7 @@ class Sweep {
   const regard_problem &p_;
   const Request &q_;
   const T *lse_;
+  const Forward<T> *forward_;          // or null
   int64_t vectors_, blocks_, pieces_;  // of a head's queries
   // Of all pieces, one after another.
   double *columns_ = nullptr;
@@ -234,23 +276,30 @@ inline bool sweeps(const Request &q) {
 }
 
 template <class T, class Scorer>
-inline int sweep(const regard_problem &p, const T *lse, const Request &q) {
+inline int sweep(const regard_problem &p, const T *lse, const Request &q,
+                 const Forward<T> *forward = nullptr) {
   if (p.batch == 0 || p.heads == 0) return REGARD_OK;
-  if (sweeps(q)) {
-    const int status = Sweep<T, Scorer>(p, lse, q).run();
+  if (forward || sweeps(q)) {
+    const int status = Sweep<T, Scorer>(p, lse, q, forward).run();
     if (status != REGARD_OK) return status;
   }
   return q.products ? Similarity<T>(p, lse, static_cast<T *>(q.products)).run() : REGARD_OK;
 }
 
+// Scores of a block of rows that the forward keeps for read-outs take so much memory at most.
+constexpr int64_t kKept = int64_t{64} << 20;
+
 template <class T>
 inline int read_out(const regard_problem &p, const regard_array &output, void *lse,
                     const Request &q) {
-  if (output.data) {
-    const int status = forward(p, output, lse);
-    if (status != REGARD_OK) return status;
-  }
-  return sweep<T, Block<T>>(p, static_cast<const T *>(lse), q);
+  const T *known = static_cast<const T *>(lse);
+  const bool empty = p.batch == 0 || p.heads == 0 || p.queries == 0;
+  if (!output.data || empty) return sweep<T, Block<T>>(p, known, q);
+  const Forward<T> together(p, output, lse);
+  const bool fits = kBlock<T> * p.keys * int64_t{sizeof(T)} <= kKept;
+  if (together.whole() && fits && sweeps(q)) return sweep<T, Block<T>>(p, known, q, &together);
+  const int status = forward(p, output, lse);
+  return status == REGARD_OK ? sweep<T, Block<T>>(p, known, q) : status;
 }
 
 inline int readouts(const regard_problem &p, const regard_array &output, void *lse,

@@ -12,7 +12,7 @@ template <class T>
 struct Tile {
   const Rows<T> &rows;
   int64_t begin, count;  // keys [begin, begin + count)
-  T *values;             // [key][row], in the order of rows.width
+  T *values;             // [key][row]
 
   const T *of(int64_t j) const { return values + j * rows.width; }
 };

@@ -34,57 +34,103 @@ struct Ranking {
 template <class T>
 class TopKeys {
  public:
-  TopKeys(const regard_problem &p, const Request &q) : p_(p), q_(q) {}
+  TopKeys(const regard_problem &p, const Request &q, Scratch &scratch) : p_(p), q_(q) {
+    if (!wanted()) return;
+    values_ = scratch.take<T>(q.top_count * kBlock<T>);
+    keys_ = scratch.take<T>(q.top_count * kBlock<T>);
+  }
   bool wanted() const { return q_.top_weights; }
 
   void start(const Rows<T> &rows) {
-    for (int r = 0; r < rows.width; ++r) {
-      // Lanes beyond the rows take nothing.
-      least_[r] = r < rows.count ? -kInfinity<T> : kInfinity<T>;
-      if (r < rows.count) ranking(rows, r).clear();
+    clear(rows);
+    std::fill_n(floor_, rows.width, -kInfinity<T>);
+  }
+
+  // `largest`: the largest score of each tile, in place of keys, where they are known beforehand.
+  // As many scores as are wanted reach the last of the largest of these: what does not reach it
+  // need not be looked at.
+  void expect(const Tile<T> &largest) {
+    const int width = largest.rows.width;
+    look(largest);
+    for (int r = 0; r < width; ++r) {
+      floor_[r] = std::nextafter(values_[(q_.top_count - 1) * width + r], -kInfinity<T>);
     }
+    clear(largest.rows);
   }
 
   void look(const Tile<T> &tile) {
     const int width = tile.rows.width;
     for (int r = 0; r < width; r += kLanes<T>) {
-      Vec<T> least = load(least_ + r);
+      const T *least = values_ + (q_.top_count - 1) * width + r;
+      Vec<T> limit = max(load(least), load(floor_ + r));
       for (int64_t j = 0; j < tile.count; ++j) {
-        const auto larger = less(least, load(tile.of(j) + r));
+        const Vec<T> score = load(tile.of(j) + r);
+        const auto larger = less(limit, score);
         if (__builtin_expect(!any(larger), true)) continue;
-        insert(tile, j, r, larger);
-        least = load(least_ + r);
+        insert(score, tile.begin + j, width, r, larger);
+        limit = max(load(least), load(floor_ + r));
       }
     }
   }
 
   void finish(const Rows<T> &rows, const RowSums<T> &sums) const {
     for (int r = 0; r < rows.count; ++r) {
-      const Ranking<T> top = ranking(rows, r);
-      for (int64_t n = 0; n < top.count; ++n) {
-        top.values[n] = top.places[n] < 0 ? T(0) : sums.weight(top.values[n], r);
+      const int64_t to = row_index(p_, rows, r) * q_.top_count;
+      for (int64_t n = 0; n < q_.top_count; ++n) {
+        const int64_t key = as_key(keys_[n * rows.width + r]);
+        q_.top_keys[to + n] = key;
+        static_cast<T *>(q_.top_weights)[to + n] =
+            key < 0 ? T(0) : sums.weight(values_[n * rows.width + r], r);
       }
     }
   }
 
  private:
-  Ranking<T> ranking(const Rows<T> &rows, int r) const {
-    const int64_t at = row_index(p_, rows, r) * q_.top_count;
-    return {static_cast<T *>(q_.top_weights) + at, q_.top_keys + at, q_.top_count};
+  void clear(const Rows<T> &rows) {
+    std::fill_n(values_, q_.top_count * rows.width, -kInfinity<T>);
+    std::fill_n(keys_, q_.top_count * rows.width, as_lane(-1));
   }
 
+  // Keys lie in lanes of T as what they are, whole numbers: they are only moved about.
+  using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  static T as_lane(int64_t key) {
+    const Bits number = static_cast<Bits>(key);
+    T lane;
+    memcpy(&lane, &number, sizeof lane);
+    return lane;
+  }
+  static int64_t as_key(T lane) {
+    Bits number;
+    memcpy(&number, &lane, sizeof number);
+    return number;
+  }
+
+  // One key in the lists of a vector of rows, all at once: what is smaller moves on by one place.
+  // `smaller`: whether the last of a list is.
   template <class M>
-  REGARD_NOINLINE void insert(const Tile<T> &tile, int64_t j, int r, M larger) {
-    each_lane(larger, [&](int lane) {
-      const Ranking<T> top = ranking(tile.rows, r + lane);
-      top.insert(tile.of(j)[r + lane], tile.begin + j);
-      least_[r + lane] = top.least();
-    });
+  REGARD_NOINLINE void insert(Vec<T> score, int64_t key, int width, int r, M smaller) {
+    const Vec<T> own_key = broadcast(as_lane(key));
+    T *value_at = values_ + (q_.top_count - 1) * width + r, *key_at = keys_ + (value_at - values_);
+    Vec<T> value = load(value_at), place = load(key_at);
+    for (int64_t n = q_.top_count - 1; n > 0; --n) {
+      const Vec<T> above = load(value_at - width), place_above = load(key_at - width);
+      const auto moves = less(above, score);
+      store(value_at, select(smaller, select(moves, above, score), value));
+      store(key_at, select(smaller, select(moves, place_above, own_key), place));
+      smaller = moves;
+      value = above;
+      place = place_above;
+      value_at -= width;
+      key_at -= width;
+    }
+    store(value_at, select(smaller, score, value));
+    store(key_at, select(smaller, own_key, place));
   }
 
   const regard_problem &p_;
   const Request &q_;
-  T least_[kBlock<T>];  // of each row, what a score must exceed
+  T *values_ = nullptr, *keys_ = nullptr;  // [place][row], falling
+  T floor_[kBlock<T>];                     // of each row: what a score must exceed in any case
 };
 
 // Of each key, over blocks of rows with rising queries; `values` are log2 of weights.

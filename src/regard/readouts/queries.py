@@ -241,4 +241,4 @@ def _groups(keys: Any, extent: Extent) -> Array:
             f"mass(keys) of shape {groups.shape}",
             f"(Lk,) or (B, Lk) = ({extent.flat_batch}, {extent.keys})",
         )
-    return groups.reshape(-1, extent.keys)
+    return np.atleast_2d(groups)
