@@ -8,71 +8,67 @@ namespace REGARD_NAMESPACE {
 // Whether scores are the scaled products themselves: then the scale is left to the exponential.
 inline bool plain(const regard_problem &p) { return p.softcap == 0 && !p.bias.data; }
 
+// The soft cap of `count` products. `slope`, if not null, gets its derivative.
 template <class T>
-class Adjust {
- public:
-  // `staging` holds kTileSize elements.
-  void allocate(const regard_problem &p, T *staging, Scratch &scratch) {
-    problem_ = &p;
-    staging_ = staging;
-    if (p.bias.data) bias_ = scratch.take<T>(kTileSize<T>);
+inline void bend(const regard_problem &p, int64_t count, T *scores, T *slope) {
+  const Vec<T> one = broadcast<T>(1), cap = broadcast(static_cast<T>(p.softcap));
+  const Vec<T> per_cap = broadcast(static_cast<T>(fabs(p.scale) / p.softcap));
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    const Vec<T> bent = tanh(load(scores + i) * per_cap);
+    if (slope) store(slope + i, one - bent * bent);
+    store(scores + i, cap * bent);
   }
+}
 
-  // Products [key][row] of keys [begin, end) become scores. `slope`, if not null, gets the
-  // derivative of the soft cap.
-  void apply(const Rows<T> &rows, int64_t begin, int64_t end, T *scores, T *slope = nullptr) const {
-    if (plain(*problem_)) return;
-    if (bias_) pack_bias(rows, begin, end - begin);
-    finish((end - begin) * rows.width, scores, slope);
+// `factor` times scores [key][row] of rows r, r + 1, …, one in each lane, and `count` keys from
+// `begin` on, plus their bias, which is transposed in squares that stay in registers.
+template <class T>
+inline void add_bias(const regard_problem &p, const Rows<T> &rows, int r, int64_t begin,
+                     int64_t count, T factor, T *scores) {
+  constexpr int L = kLanes<T>;
+  const regard_grid &b = p.bias;
+  const int64_t element = element_size(p.bias_dtype), step = b.key_stride ? element : 0;
+  const char *from[L];
+  for (int i = 0; i < L; ++i) {
+    const int64_t at = rows.batch * b.batch_stride + rows.head[r + i] * b.head_stride +
+                       rows.query[r + i] * b.query_stride + begin * b.key_stride;
+    from[i] = static_cast<const char *>(b.data) + at * element;
   }
-
- private:
-  void finish(int64_t count, T *scores, T *slope) const {
-    const regard_problem &p = *problem_;
-    const Vec<T> one = broadcast<T>(1), size = broadcast(static_cast<T>(fabs(p.scale)));
-    const Vec<T> cap = broadcast(static_cast<T>(p.softcap));
-    const Vec<T> per_cap = broadcast(static_cast<T>(p.softcap > 0 ? fabs(p.scale) / p.softcap : 0));
-    for (int64_t i = 0; i < count; i += kLanes<T>) {
-      Vec<T> x = load(scores + i);
-      if (p.softcap > 0) {
-        const Vec<T> bent = tanh(x * per_cap);
-        if (slope) store(slope + i, one - bent * bent);
-        x = cap * bent;
-      } else {
-        x = x * size;
-      }
-      if (bias_) x = x + load(bias_ + i);
-      store(scores + i, x);
+  const Vec<T> f = broadcast(factor);
+  for (int64_t j = 0; j < count; j += L) {
+    const int64_t there = step ? std::min<int64_t>(L, count - j) : 1;
+    Vec<T> square[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      const char *at = from[i] + j * step;
+      square[i] = widen<T>(at, there, p.bias_dtype);
+      // The next tile: rows are too far apart for the processor to see a stream in them.
+      __builtin_prefetch(at + count * step);
+    }
+    transpose_registers<T>(square);
+    if (!step) std::fill_n(square, L, square[0]);
+    T *to = scores + j * rows.width;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) {
+      if (j + i >= count) break;
+      store(to + i * rows.width, load(to + i * rows.width) * f + square[i]);
     }
   }
+}
 
-  // bias_[key][row] for keys from `begin` on.
-  void pack_bias(const Rows<T> &rows, int64_t begin, int64_t count) const {
-    const regard_grid &b = problem_->bias;
-    const int type = problem_->bias_dtype;
-    const int64_t stride = padded<T>(count);
-    for (int r = 0; r < rows.width; ++r) {
-      const int64_t at = rows.batch * b.batch_stride + rows.head[r] * b.head_stride +
-                         rows.query[r] * b.query_stride + begin * b.key_stride;
-      const char *from = static_cast<const char *>(b.data) + at * element_size(type);
-      T *to = staging_ + r * stride;
-      if (b.key_stride) {
-        widen_row(to, from, count, type);
-        // The next tile: rows are too far apart for the processor to see a stream in them.
-        const int64_t bytes = count * element_size(type);
-        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + bytes + i);
-      } else {
-        T value[kLanes<T>];
-        widen_row(value, from, 1, type);
-        for (int64_t j = 0; j < stride; ++j) to[j] = value[0];
-      }
-    }
-    transpose(staging_, stride, bias_, rows.width, rows.width, stride);
+// Products [key][row] of keys [begin, end) become scores. `slope`, if not null, gets the derivative
+// of the soft cap.
+template <class T>
+inline void adjust(const regard_problem &p, const Rows<T> &rows, int64_t begin, int64_t end,
+                   T *scores, T *slope = nullptr) {
+  const bool bends = p.softcap > 0;
+  if (bends) bend(p, (end - begin) * rows.width, scores, slope);
+  if (!p.bias.data) return;
+  const T factor = bends ? T(1) : static_cast<T>(fabs(p.scale));
+  for (int r = 0; r < rows.width; r += kLanes<T>) {
+    add_bias(p, rows, r, begin, end - begin, factor, scores + r);
   }
-
-  const regard_problem *problem_ = nullptr;
-  T *staging_ = nullptr, *bias_ = nullptr;
-};
+}
 
 }  // namespace REGARD_NAMESPACE
 }  // namespace regard

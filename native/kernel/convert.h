@@ -143,6 +143,20 @@ inline void widen_row(double *to, const void *from, int64_t n, int dtype) {
   }
 }
 
+// One vector of the same: its first n lanes, then zeros.
+template <class T>
+REGARD_INLINE Vec<T> widen(const void *from, int64_t n, int dtype) {
+  if (dtype == kType<T>) return load_partial(static_cast<const T *>(from), n);
+  if constexpr (std::is_same_v<T, float>) {
+    const auto *half = static_cast<const uint16_t *>(from);
+    return dtype == REGARD_FLOAT16 ? load_float16(half, n) : load_bfloat16(half, n);
+  } else {
+    T lanes[kLanes<T>];
+    widen_row(lanes, from, n, dtype);
+    return load(lanes);
+  }
+}
+
 // factor * row, rounded to `dtype`. `from` is padded to whole vectors.
 inline void narrow_row(void *to, const float *from, int64_t n, int dtype, float factor) {
   auto *half = static_cast<uint16_t *>(to);

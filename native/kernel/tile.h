@@ -29,8 +29,7 @@ class Block {
     problem_ = &p;
     const int64_t size = kBlock<T> * padded<T>(p.head_size);
     queries_ = scratch.take<T>(size);
-    staging_ = scratch.take<T>(std::max<int64_t>(size, kTileSize<T>));
-    adjust_.allocate(p, staging_, scratch);
+    staging_ = scratch.take<T>(size);
     sight.allocate(p, scratch);
   }
 
@@ -65,7 +64,7 @@ class Block {
                                 rows.width / kLanes<T>, problem_->head_size, false);
       }
     }
-    adjust_.apply(rows, begin, end, to, slope);
+    adjust(*problem_, rows, begin, end, to, slope);
   }
 
   // The same, keys read from their array; `scratch` holds a tile of them.
@@ -83,7 +82,7 @@ class Block {
       } else {
         few_products(in_place<BFloat16>(p.key, rows.batch, head, begin), end - begin, to);
       }
-      adjust_.apply(rows, begin, end, to);
+      adjust(p, rows, begin, end, to);
     }
   }
 
@@ -96,7 +95,6 @@ class Block {
   const regard_problem *problem_ = nullptr;
   T *queries_ = nullptr;  // [head_size][width], or, if there are few rows, [row][head_size], padded
   T *staging_ = nullptr;
-  Adjust<T> adjust_;
 };
 
 }  // namespace REGARD_NAMESPACE

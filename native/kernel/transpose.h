@@ -8,11 +8,9 @@ namespace REGARD_NAMESPACE {
 // One square of kLanes x kLanes. Interleaving the first half of the rows with the second, log2
 // times, is a transposition.
 template <class T>
-REGARD_INLINE void transpose_square(const T *from, int64_t from_stride, T *to, int64_t to_stride) {
+REGARD_INLINE void transpose_registers(Vec<T> *a) {
   constexpr int L = kLanes<T>;
-  Vec<T> a[L], b[L];
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) a[i] = load(from + i * from_stride);
+  Vec<T> b[L];
 #pragma GCC unroll 4
   for (int width = 1; width < L; width *= 2) {
 #pragma GCC unroll 8
@@ -23,6 +21,14 @@ REGARD_INLINE void transpose_square(const T *from, int64_t from_stride, T *to, i
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) a[i] = b[i];
   }
+}
+template <class T>
+REGARD_INLINE void transpose_square(const T *from, int64_t from_stride, T *to, int64_t to_stride) {
+  constexpr int L = kLanes<T>;
+  Vec<T> a[L];
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) a[i] = load(from + i * from_stride);
+  transpose_registers<T>(a);
 #pragma GCC unroll 16
   for (int i = 0; i < L; ++i) store(to + i * to_stride, a[i]);
 }

@@ -85,7 +85,6 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
     int count, width;                        // of the panel: blocks, rows
     uint16_t *query_pairs, *d_output_pairs;  // of its rows: [pair][element]
     float *staging;
-    Adjust<float> adjust;
     GradientScores scores;
     Group group;
   };
@@ -108,7 +107,6 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
     s.packed_values = scratch.take<bool>(shape_.keys / kTileKeys);
     s.staging = scratch.take<float>(
         std::max<int64_t>(kTileSize<float>, kRows * std::max(depth, turned_depth)));
-    s.adjust.allocate(p_, s.staging, scratch);
     for (int i = 0; i < rows / kRows; ++i) {
       Queries &q = s.blocks[i];
       q.sight.allocate(p_, scratch);
@@ -267,7 +265,7 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
     const int width = q.rows.width;
     const int64_t lead = now.begin - now.base, count = now.end - now.begin;
     float *slope = s.scores.slope;
-    s.adjust.apply(q.rows, now.begin, now.end, s.scores.scores + lead * width,
+    adjust(p_, q.rows, now.begin, now.end, s.scores.scores + lead * width,
                    slope ? slope + lead * width : nullptr);
     if (view == View::kSome) hide(q, s.scores, lead, count);
     // Operands come in pairs of keys.

@@ -133,7 +133,6 @@ class Pipeline {
 
   struct State {
     Block blocks[kBlocks];
-    Adjust<float> adjust;
     float *scores[2], *factors, *staging;
     Step now;  // whose weights come next
     Group filling, summing;
@@ -244,7 +243,6 @@ class Pipeline {
       b.output = scratch.take<float>(kBlockRows * shape_.width);
       b.sight.allocate(p_, scratch);
     }
-    s.adjust.allocate(p_, s.staging, scratch);
   }
 
   void block(State &s, int64_t index, const Packed &packed, int64_t key_head,
@@ -432,7 +430,7 @@ class Pipeline {
     const int width = b.rows.width;
     const int64_t lead = now.begin - now.base, count = now.end - now.begin;
     float *scores = now.scores + lead * width;
-    s.adjust.apply(b.rows, now.begin, now.end, scores);
+    adjust(p_, b.rows, now.begin, now.end, scores);
     if (view == View::kSome) b.sight.hide(count, scores);
     // Weights come in pairs of keys.
     if (lead % 2) std::fill(scores - width, scores, -kInfinity<float>);

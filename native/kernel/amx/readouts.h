@@ -24,14 +24,13 @@ class MatrixBlock {
     keys_ = scratch.take<uint16_t>((shape.keys + kTileRows) * depth_);
     packed_ = scratch.take<bool>(shape.slices());
     queries_ = scratch.take<uint16_t>(kBlock<float> * depth_);
-    staging_ = scratch.take<float>(std::max<int64_t>(kTileRows * depth_, kTileSize<float>));
-    adjust_.allocate(p, staging_, scratch);
+    staging_ = scratch.take<uint16_t>(kTileRows * depth_);
     sight.allocate(p, scratch);
     if (packed_) std::fill_n(packed_, shape.slices(), false);
   }
 
   void set() {
-    pack_queries<1>(*problem_, rows, reinterpret_cast<uint16_t *>(staging_), queries_);
+    pack_queries<1>(*problem_, rows, staging_, queries_);
     sight.set(rows);
   }
 
@@ -50,7 +49,7 @@ class MatrixBlock {
     product.depth = depth_ / kDepth;
     Alone alone;
     for (int i = 0; i < product.blocks(); ++i) product.block(i, alone);
-    adjust_.apply(rows, begin, end, to);
+    adjust(*problem_, rows, begin, end, to);
   }
 
  private:
@@ -70,10 +69,8 @@ class MatrixBlock {
 
   const regard_problem *problem_ = nullptr;
   MatrixUnit unit_;
-  Adjust<float> adjust_;
-  uint16_t *keys_ = nullptr, *queries_ = nullptr;
+  uint16_t *keys_ = nullptr, *queries_ = nullptr, *staging_ = nullptr;
   bool *packed_ = nullptr;  // of each slice of the keys
-  float *staging_ = nullptr;
   int64_t depth_ = 0;
 };
 
