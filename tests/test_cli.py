@@ -374,6 +374,12 @@ def test_diff_of_saved_recordings(run, recording, tmp_path):
     } == {0}
     code, out, _ = run("diff", recording, other, "--top", 3)
     assert code == 0 and "… and 69 heads that differ less" in out
+    target = tmp_path / "both.html"
+    code, out, _ = run("diff", recording, other, "--html", target)
+    assert code == 0 and str(target) in out.replace("\n", "")
+    assert '"change"' in target.read_text(encoding="utf-8")
+    code, _, err = run("diff", recording, other, "--html", other)
+    assert code == 2 and "would replace" in err
     third = tmp_path / "third.regard"
     assert run("explain", "Short.", "--save", third)[0] == 0
     code, _, err = run("diff", recording, third)

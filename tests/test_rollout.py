@@ -9,8 +9,9 @@ from torch import nn
 
 import regard
 from attending import Attend, Block
-from regard.errors import OptionError
-from regard.recording import watch
+from regard import viewer
+from regard.errors import OptionError, ShapeError
+from regard.recording import page, watch
 from regard.recording.entry import entries_of
 from regard.recording.rollout import rollout
 
@@ -131,3 +132,29 @@ def test_what_is_no_chain_of_layers_is_refused():
         model(torch.randn(1, 5, 8))
     with pytest.raises(OptionError, match='mode="lazy"'):
         stats.rollout()
+
+
+def test_the_page_offers_rollout_where_all_layers_are_there():
+    seen, _ = watched()
+    (call,) = page.record(seen, batch=1).rollouts
+    np.testing.assert_allclose(call.dense[0], seen.rollout(range(11))[1], atol=1e-7)
+    partial, _ = watched(layers=[0, 1])
+    assert "Of 3 modules that attended, 2 were kept." in partial.notes
+    twice = nn.Sequential(Block(Attend()))
+    with watch(twice, mode="lazy") as passes:
+        twice(torch.randn(1, 5, 8))
+        twice(torch.randn(1, 5, 8))
+    with watch(twice, mode="stats") as of_read_outs:
+        twice(torch.randn(1, 5, 8))
+    for without in (partial, watched(heads=[1])[0], passes, of_read_outs):
+        assert page.record(without).rollouts == []
+
+
+def test_pages_of_two_recordings(tmp_path):
+    seen, _ = watched()
+    changed, _ = watched(causal=False)
+    changed.html(tmp_path / "both.html", against=seen)
+    shown = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert shown == viewer.page(page.record(changed), against=page.record(seen))
+    with pytest.raises(ShapeError, match="to compare"):
+        changed.html(tmp_path / "both.html", against=watched(length=5)[0])

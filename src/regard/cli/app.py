@@ -161,11 +161,14 @@ def diff(
     as_json: Annotated[
         bool, typer.Option("--json", metavar="", help="Write JSON to stdout instead of a table.")
     ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page of both instead of printing.")
+    ] = None,
 ) -> None:
     """Show which heads differ most between two recordings, by the distance of their maps."""
     from regard.cli.files import diff
 
-    diff(one, other, top, as_json)
+    diff(one, other, top, as_json, html)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from regard.errors import OptionError
 from regard.recording.diff import compare
 from regard.recording.files import load
 from regard.recording.heads import SCORES, table
+from regard.recording.record import Recording
 
 __all__ = ["diff", "heads", "view"]
 
@@ -24,13 +25,10 @@ __all__ = ["diff", "heads", "view"]
 def view(file: Path, html: Path | None) -> None:
     """Print what a recording holds, or write its page. Raises FileFormatError, OptionError."""
     recording = load(file)
-    console = Console(highlight=False)
     if html is not None:
-        sources.check_output(html, str(file))
-        with sources.writing(html):
-            recording.html(html)
-        console.print(Text(f"Page written to {html}", style="green"))
+        _write(html, (file,), recording)
         return
+    console = Console(highlight=False)
     for line in str(recording).split("\n"):
         console.print(Text(plain(line)), soft_wrap=True)
     console.print()
@@ -66,9 +64,13 @@ def heads(file: Path, sort: str, as_csv: bool, as_json: bool) -> None:
     Console(highlight=False).print(out)
 
 
-def diff(one: Path, other: Path, top: int, as_json: bool) -> None:
-    """Print which heads differ most. Raises FileFormatError, ShapeError."""
-    found = compare(load(one), load(other))
+def diff(one: Path, other: Path, top: int, as_json: bool, html: Path | None) -> None:
+    """Print which heads differ most, or write the page. Raises FileFormatError, ShapeError."""
+    before, after = load(one), load(other)
+    if html is not None:
+        _write(html, (one, other), after, before)
+        return
+    found = compare(before, after)
     if as_json:
         rows = [
             {
@@ -100,6 +102,17 @@ def diff(one: Path, other: Path, top: int, as_json: bool) -> None:
     console.print(out)
     if top and len(found) > top:
         console.print(f"… and {len(found) - top} heads that differ less: --top 0 shows all.")
+
+
+def _write(
+    html: Path, read: tuple[Path, ...], recording: Recording, against: Recording | None = None
+) -> None:
+    """Write a page; not over the files that were read."""
+    for file in read:
+        sources.check_output(html, str(file))
+    with sources.writing(html):
+        recording.html(html, against=against)
+    Console(highlight=False).print(Text(f"Page written to {html}", style="green"))
 
 
 def _place(row: Any) -> dict[str, Any]:

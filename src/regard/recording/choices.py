@@ -29,6 +29,7 @@ class Choice:
         self._layers, self._heads = layers, heads
         self._order: dict[str, int] = {}  # modules that attend, numbered
         self._matched: set[Entry] = set()
+        self._kept: set[str] = set()  # modules that an entry matched
 
     def of(self, name: str) -> tuple[bool, list[int] | None]:
         """Whether to keep calls of the module `name`, and which heads of them."""
@@ -38,6 +39,8 @@ class Choice:
             return True, self._every
         matched = [entry for entry in entries if _matches(entry, name, number)]
         self._matched.update(matched)
+        if matched:
+            self._kept.add(name)
         if isinstance(self._heads, dict):
             found = [head for entry in matched for head in self._heads[entry]]
             return bool(matched), list(dict.fromkeys(found))
@@ -51,6 +54,13 @@ class Choice:
         if not left or not self._order:
             return ""
         return f"layers={left} matches none of those that attended: {', '.join(self._order)}"
+
+    @property
+    def left_out(self) -> str:
+        """How many modules were kept, where an entry matched some and not all."""
+        if not 0 < len(self._kept) < len(self._order):
+            return ""
+        return f"Of {len(self._order)} modules that attended, {len(self._kept)} were kept."
 
     @property
     def _every(self) -> list[int] | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from regard._arrays import as_numpy
 from regard.errors import OptionError
+from regard.operator import AttentionWeights
 from regard.recording import heads, scores
+from regard.recording.entry import fixed
 from regard.recording.record import Recording
+from regard.recording.rollout import rollout
 from regard.recording.summary import Summary, Weights
 from regard.recording.text import Passage, readable
 from regard.viewer import Call, Record, Text
@@ -35,7 +39,8 @@ def record(
     """What the page shows of a recording.
 
     Of every call and head the pooled maps, the 8 largest weights of each query, what each key
-    received, the entropy, kind and scores; all weights only if they are few (24 million in all).
+    received, the entropy, kind and scores; all weights only if they are few (24 million in all),
+    and then the rollout too, where the recording is one pass through layers of self attention.
 
     Args:
         passage: the text that was read; without it, the recording's tokens, or numbers.
@@ -69,6 +74,7 @@ def record(
         notes=[*notes, *unseen],
         glossary={**heads.SCORES, **heads.KINDS},
         kinds=list(heads.KINDS),
+        rollouts=_rollouts(recording, texts, batch) if keep else [],
     )
 
 
@@ -118,6 +124,29 @@ def _call(weights: Weights, rows: Sequence[heads.HeadRow], texts: _Texts, keep: 
         first_query=first,
         head_numbers=[row.head for row in rows],
     )
+
+
+def _rollouts(recording: Recording, texts: _Texts, batch: int) -> list[Call]:
+    """What each token read through all layers; [] where they are not all there, once each."""
+    several = len(set(recording.names)) < len(recording)
+    partial = recording.notes or recording.unseen or any(e.heads for e in recording.entries)
+    length = recording[0].shape[-1]
+    if several or partial or not length:
+        return []
+    if not all(isinstance(w, AttentionWeights) and len(w.shape) > 3 for w in recording):
+        return []
+    one = [
+        replace(entry, source=fixed(entry.weights[batch : batch + 1]))  # type: ignore[index]
+        for entry in recording.entries
+    ]
+    try:
+        rows = rollout(one, range(length))
+    except OptionError:  # encoder and decoder, or layers of several sizes
+        return []
+    text = texts.of(length)
+    # rounded weights of a row may add up to a little more than 1
+    shares = np.clip(rows, 0, 1).astype(np.float32)
+    return [Call.from_weights(shares, name="rollout", layer=0, query_text=text, key_text=text)]
 
 
 def _columns(rows: Sequence[heads.HeadRow]) -> Mapping[str, Any]:

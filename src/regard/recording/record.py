@@ -137,17 +137,28 @@ class Recording(Sequence[Weights]):
 
         save(self, path, arrays=arrays)
 
-    def html(self, path: str | Path, *, title: str | None = None, batch: int = 0) -> None:
+    def html(
+        self,
+        path: str | Path,
+        *,
+        against: Recording | None = None,
+        title: str | None = None,
+        batch: int = 0,
+    ) -> None:
         """Write a page to look around in: one self-contained HTML file.
 
         Tokens are named if `watch` was given them. batch: which batch element to show.
+        against: an earlier recording of the same shapes: the page then shows it, this one, and what
+        changed from it to this.
 
-        Raises: OptionError when nothing was recorded or there is no such batch element.
+        Raises: OptionError when nothing was recorded or there is no such batch element, ShapeError
+        when the recordings to compare differ in shape.
         """
         from regard.recording.page import record
         from regard.viewer import write_page
 
-        write_page(record(self, title=title, batch=batch), path)
+        before = None if against is None else record(against, title=title, batch=batch)
+        write_page(record(self, title=title, batch=batch), path, against=before)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """In a notebook, the page of the first batch element, unless that would take long."""

@@ -131,6 +131,7 @@ class Watch:
         self._keeper.finish()
         self._list_unseen()
         self._recording._unmatched = self._choice.unmatched
+        self._recording.notes += filter(None, [self._choice.left_out])
         if error is None:
             self._warn()
         self._terms = Terms()
