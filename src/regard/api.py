@@ -72,8 +72,9 @@ def attention(
     Source: Vaswani et al., "Attention Is All You Need" (2017); computed tile by tile with an online
     softmax as in Dao et al., "FlashAttention" (2022).
     """
-    if all(option is None for option in (bias, sinks, dropout_seed, precision)) and not dropout_p:
-        output = repeat(query, key, value, mask, scale, softcap, layout, backend)
+    if sinks is None and dropout_seed is None and not dropout_p:
+        options = (scale, softcap, layout, precision)
+        output = repeat(query, key, value, mask, bias, *options, backend=backend)
         if output is not None:
             return output
     front = front_end(query=query, key=key, value=value, bias=bias, sinks=sinks)

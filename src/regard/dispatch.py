@@ -100,9 +100,9 @@ def forward(problem: Problem, output: Any, lse: Any, backend: str | None = None)
 
 
 def prepare(problem: Problem, output: Any, backend: str | None = None) -> Prepared | None:
-    """`forward` for all problems that differ in addresses alone; None where there is no such way.
+    """`forward` and `backward` for all problems like this one; None where there is no such way.
 
-    The problem has no other arrays than query, key and value.
+    The problem has neither sinks nor dropout.
     """
     return native.prepare(problem, output) if choose(backend)[0] == "native" else None
 

@@ -258,13 +258,12 @@ def _check_sizes(query: Any, key: Any, value: Any) -> None:
 def _check_bias(problem: Problem) -> None:
     if problem.bias is None:
         return
-    shape, wanted = tuple(problem.bias.shape), problem.extent.shape
-    tail = wanted[len(wanted) - len(shape) :]
-    if len(shape) <= len(wanted) and all(a in (1, b) for a, b in zip(shape, tail, strict=True)):
+    shape, extent = tuple(problem.bias.shape), problem.extent
+    if extent.fits(shape):
         return
     raise ShapeError(
         f"bias of shape {shape}",
-        f"one that broadcasts to (B, H, Lq, Lk) = {wanted}",
+        f"one that broadcasts to (B, H, Lq, Lk) = {extent.shape}",
         "add dimensions of size 1 where it is shared",
     )
 

@@ -15,9 +15,8 @@ A framework is never imported for the user: it is there because their array brou
     host(problem, backend)              the problem in main memory, and what reads it out there
     untraced(function)                  the function, hidden from a tracer
     plan(problem, backend)              what would compute the problem
-    signature(query, key, value)        what a plain call depends on but elements (repeated.py)
-    empty_output(problem)               what the kernels write into
-    Repeated                            a plain call for all arrays of its signature
+    signature(query, key, value, bias)  what a plain call depends on but elements (repeated.py)
+    repeated(problem, backend)          a plain call for all arrays of its signature
 """
 
 from __future__ import annotations

@@ -12,21 +12,21 @@ import numpy.typing as npt
 from regard import dispatch
 from regard.errors import OptionError
 from regard.frontends.repeated import FRONT_ENDS
+from regard.masks import Mask
 from regard.problem import Problem
 
 __all__ = [
-    "Repeated",
     "attend",
     "attention",
     "attention_lse",
     "broadcast",
     "check",
     "copy",
-    "empty_output",
     "from_numpy",
     "host",
     "lse",
     "plan",
+    "repeated",
     "signature",
     "transposed",
     "untraced",
@@ -117,14 +117,20 @@ def plan(problem: Problem, backend: str | None) -> dispatch.Plan:
     return dispatch.plan(problem, backend)
 
 
-def signature(query: Any, key: Any, value: Any) -> tuple[Any, ...] | None:
+def signature(query: Any, key: Any, value: Any, bias: Any = None) -> tuple[Any, ...] | None:
     """All that a call depends on but addresses and elements; None where they are not plain."""
     if not type(query) is type(key) is type(value) is np.ndarray:
         return None
     if not (query.flags.aligned and key.flags.aligned and value.flags.aligned):
         return None
+    more = None
+    if bias is not None:
+        if type(bias) is not np.ndarray or not bias.flags.aligned:
+            return None
+        more = (bias.dtype, bias.shape, bias.strides)
     # fmt: off
     return (
+        more,
         query.dtype, query.shape, query.strides,
         key.dtype, key.shape, key.strides,
         value.dtype, value.shape, value.strides,
@@ -132,16 +138,27 @@ def signature(query: Any, key: Any, value: Any) -> tuple[Any, ...] | None:
     # fmt: on
 
 
+def repeated(problem: Problem, backend: str | None) -> Repeated | None:
+    """How to repeat a call without sinks and dropout; None: it goes another way."""
+    prepared = dispatch.prepare(problem, empty_output(problem), backend)
+    return prepared and Repeated(problem.output_shape, prepared)
+
+
 class Repeated:
     """A plain call for all arrays of its signature."""
 
-    def __init__(self, query: Array, shape: tuple[int, ...], prepared: dispatch.Prepared) -> None:
-        self._write, self._shape = prepared.forward, shape
+    def __init__(self, shape: tuple[int, ...], prepared: dispatch.Prepared) -> None:
+        self._prepared, self._shape = prepared, shape
 
-    def output(self, query: Array, key: Array, value: Array) -> Array:
+    def output(
+        self, query: Array, key: Array, value: Array, bias: Array | None, mask: Mask | None
+    ) -> Array:
         """The output in the caller's layout."""
         output = np.empty(self._shape, query.dtype)
-        self._write(*(array.ctypes.data for array in (query, key, value, output)))
+        seen, _alive = self._prepared.seen(mask)
+        *given, of_output = (array.ctypes.data for array in (query, key, value, output))
+        of_bias = 0 if bias is None else bias.ctypes.data
+        self._prepared.forward(*given, of_bias, seen, of_output)
         return output
 
 

@@ -20,16 +20,17 @@ import numpy as np
 from regard.errors import BackendError
 from regard.kernels.structs import (
     ABI_VERSION,
-    ABSENT,
-    ArrayForm,
     ProblemForm,
+    Unplaced,
     address,
     pack_array,
+    pack_bias,
     pack_gradients,
     pack_problem,
     pack_read_outs,
-    readable,
+    pack_visibility,
 )
+from regard.masks import Mask, visibility
 from regard.problem import Problem
 
 __all__ = [
@@ -93,35 +94,84 @@ def forward(problem: Problem, output: Any, lse: Any) -> None:
     lse is contiguous and of the accumulation type.
     """
     packed, _alive = pack_problem(problem)
-    out = ABSENT if output is None else pack_array(output)
+    out = pack_array(output, [])
     _check(_library().regard_forward(packed, out, address(lse)))
 
 
 class Prepared:
-    """`forward` for one problem and all others that differ from it in addresses alone.
+    """`forward` and `backward` for one problem and all others of its sizes, strides and options.
 
-    Nothing in it changes, so threads may share it. It keeps no array of the problem's alive.
+    They may differ in the addresses of query, key, value and bias, in elements, and in the arrays
+    of their masks. Nothing in it changes, so threads may share it. It keeps no array of the
+    problem's alive.
     """
 
-    def __init__(self, problem_form: ProblemForm, output_form: ArrayForm) -> None:
-        self._pack_problem, self._pack_output = problem_form.pack, output_form.pack
+    def __init__(self, problem: Problem, arrays: list[bytes], bias: bytes) -> None:
+        self._form, self._extent = ProblemForm(problem), problem.extent
+        self._query, self._key, self._value, self._output = (Unplaced(a).at for a in arrays)
+        self._bias = Unplaced(bias).at
         self._call = _library().regard_forward
+        self._seen = None
+        if problem.mask is None or problem.mask.signature is not None:
+            self._seen = self._pack_mask(problem.mask)
 
-    def forward(self, query: int, key: int, value: int, output: int, lse: int = 0) -> None:
+    def seen(self, mask: Mask | None) -> tuple[bytes, Any]:
+        """What the mask shows, packed, and what must be kept alive meanwhile. Raises: MaskError."""
+        return self._seen or self._pack_mask(mask)
+
+    def _pack_mask(self, mask: Mask | None) -> tuple[bytes, Any]:
+        alive: list[Any] = []
+        return pack_visibility(visibility(mask, self._extent), alive), alive
+
+    def forward(
+        self, query: int, key: int, value: int, bias: int, seen: bytes, output: int, lse: int = 0
+    ) -> None:
         """Write the output and, unless its address is 0, the log-sum-exp."""
-        packed = self._pack_problem(query, key, value)
-        status = self._call(packed, self._pack_output(output), lse)
+        packed = self._form.pack(
+            self._query(query), self._key(key), self._value(value), seen, self._bias(bias)
+        )
+        status = self._call(packed, self._output(output), lse)
         if status:
             _check(status)
 
+    def backward(
+        self,
+        arrays: tuple[Any, Any, Any, Any],
+        seen: bytes,
+        output: Any,
+        lse: Any,
+        d_output: Any,
+        d_lse: Any,
+        d_arrays: tuple[Any, Any, Any, Any],
+    ) -> None:
+        """Write the gradients of query, key, value and bias, where one is given an array.
+
+        The arrays may lie otherwise in memory than those of `forward` did.
+        """
+        alive: list[Any] = []
+        *three, bias = arrays
+        packed = self._form.pack(
+            *(pack_array(array, alive) for array in three),
+            seen,
+            pack_bias(bias, self._extent, alive),
+        )
+        *d_three, d_bias = d_arrays
+        gradients, _written = pack_gradients(
+            self._extent, output, lse, d_output, d_lse, tuple(d_three), d_bias, None
+        )
+        _check(_library().regard_backward(packed, gradients))
+
 
 def prepare(problem: Problem, output: Any) -> Prepared | None:
-    """A problem without arrays but query, key and value; None if one must be copied to be read."""
+    """A problem without sinks and dropout; None if an array must be copied to be read."""
+    alive: list[Any] = []
     given = (problem.query, problem.key, problem.value, output)
-    query, key, value, output = arrays = [readable(array) for array in given]
-    if any(address(here) != address(there) for here, there in zip(given, arrays, strict=True)):
+    packed = [pack_array(array, alive) for array in given]
+    bias = pack_bias(problem.bias, problem.extent, alive)
+    there = [*given, *([] if problem.bias is None else [problem.bias])]
+    if any(address(here) != address(read) for here, read in zip(there, alive, strict=True)):
         return None
-    return Prepared(ProblemForm(problem, query, key, value), ArrayForm(output))
+    return Prepared(problem, packed, bias)
 
 
 def backward(
@@ -145,7 +195,7 @@ def backward(
     """
     packed, _alive = pack_problem(problem)
     gradients, _written = pack_gradients(
-        problem, output, lse, d_output, d_lse, (d_query, d_key, d_value), d_bias, d_sinks
+        problem.extent, output, lse, d_output, d_lse, (d_query, d_key, d_value), d_bias, d_sinks
     )
     _check(_library().regard_backward(packed, gradients))
 
@@ -156,7 +206,7 @@ def read_out(problem: Problem, output: Any, lse: Any, fields: dict[str, Any]) ->
     With an output (B, H, Lq, E), it and lse are written too; else lse is read.
     """
     packed, _alive = pack_problem(problem)
-    out = ABSENT if output is None else pack_array(output)
+    out = pack_array(output, [])
     _check(_library().regard_readouts(packed, out, address(lse), pack_read_outs(fields)))
 
 

@@ -207,11 +207,7 @@ def rebuild(structure: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
 
 def check_dense(shape: tuple[int, ...], extent: Extent) -> None:
     """That a boolean array of that shape can be a mask. Raises: MaskError."""
-    try:
-        fits = np.broadcast_shapes(shape, extent.shape) == extent.shape
-    except ValueError:
-        fits = False
-    if fits:
+    if extent.fits(shape):
         return
     remedy = "add dimensions of size 1 where it is shared"
     if shape == (extent.flat_batch, extent.keys):

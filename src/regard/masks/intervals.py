@@ -44,6 +44,12 @@ class Extent:
         """B: the product of all batch dimensions."""
         return math.prod(self.batch)
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of that shape broadcasts to these sizes."""
+        wanted = self.shape
+        tail = wanted[len(wanted) - len(shape) :]
+        return len(shape) <= len(wanted) and all(map(_fits, shape, tail))
+
 
 @dataclass(frozen=True, eq=False)
 class Visibility:
@@ -128,15 +134,21 @@ EVERYTHING = Visibility()
 
 def interval(start: npt.ArrayLike, stop: npt.ArrayLike, keys: int) -> Visibility:
     """One interval a query: start and stop, (B|1, H|1, Lq|1), are cut to the keys."""
-    start = np.clip(start, 0, keys)
-    pairs = np.broadcast_arrays(start, np.maximum(np.clip(stop, 0, keys), start))
-    return Visibility(np.stack(pairs, axis=-1)[..., None, :].astype(np.int32))
+    start = np.minimum(np.maximum(start, 0), keys)
+    stop = np.maximum(np.minimum(stop, keys), start)
+    pairs = np.empty((*stop.shape, 1, 2), np.int32)
+    pairs[..., 0, 0], pairs[..., 0, 1] = start, stop
+    return Visibility(pairs)
 
 
 def runs(keep: Bools) -> Ints:
     """(n, 2) start and stop of each run of True in a vector."""
     edges = np.flatnonzero(np.diff(keep.astype(np.int8), prepend=0, append=0))
     return edges.reshape(-1, 2).astype(np.int32)
+
+
+def _fits(size: int, wanted: int) -> bool:
+    return size in (1, wanted)
 
 
 def _at(array: npt.NDArray[Any], batch: int, head: int, rows: slice) -> npt.NDArray[Any]:

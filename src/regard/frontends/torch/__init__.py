@@ -25,24 +25,22 @@ from regard.frontends.torch.attention import (
     untraced,
     version,
 )
-from regard.frontends.torch.native import empty_output
-from regard.frontends.torch.plain import Repeated, signature
+from regard.frontends.torch.plain import repeated, signature
 
 FRONT_ENDS[Tensor] = sys.modules[__name__]
 
 __all__ = [
-    "Repeated",
     "attend",
     "attention",
     "attention_lse",
     "broadcast",
     "check",
     "copy",
-    "empty_output",
     "from_numpy",
     "host",
     "lse",
     "plan",
+    "repeated",
     "signature",
     "transposed",
     "untraced",

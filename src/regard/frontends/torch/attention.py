@@ -18,7 +18,7 @@ from torch._C._functorch import TransformType
 from regard import dispatch
 from regard.errors import ArrayTypeError, BackendError, DeviceError
 from regard.frontends.torch import native, ops, own
-from regard.frontends.torch.autograd import Attention, Transposed, needs_gradient
+from regard.frontends.torch.autograd import Attention, Call, Transposed, needs_gradient
 from regard.problem import Problem
 
 __all__ = [
@@ -46,7 +46,7 @@ def attention(problem: Problem, backend: str | None) -> Tensor:
     elif torch.compiler.is_compiling() or _traced(problem):
         output, _ = ops.attention(problem, backend)
     elif needs_gradient(problem):
-        output, _ = Attention.apply(problem, backend, *_tensors(problem))
+        output, _ = Attention.apply(Call(problem, backend), *_tensors(problem))
     else:
         output, _ = native.forward(problem, backend, want_lse=False)
     return _in_layout(output, problem)
@@ -60,7 +60,7 @@ def attention_lse(problem: Problem, backend: str | None) -> tuple[Tensor, Tensor
     elif torch.compiler.is_compiling() or _traced(problem):
         output, total = ops.attention(problem, backend)
     else:
-        output, total = Attention.apply(problem, backend, *_tensors(problem))
+        output, total = Attention.apply(Call(problem, backend), *_tensors(problem))
     return _in_layout(output, problem), total
 
 
@@ -75,7 +75,7 @@ def attend(
     if _elsewhere(problem, backend) or torch.compiler.is_compiling() or _traced(problem):
         return attention(problem, backend), None
     if needs_gradient(problem):
-        output, total = Attention.apply(problem, backend, *_tensors(problem))
+        output, total = Attention.apply(Call(problem, backend), *_tensors(problem))
         if fields:
             dispatch.read_out(problem, None, total, fields, backend)
     else:
@@ -90,7 +90,7 @@ def lse(problem: Problem, backend: str | None) -> Tensor:
         return own.log_sum_exp(problem)
     if not torch.compiler.is_compiling() and _traced(problem):
         return ops.attention(problem.replace(value=problem.key[..., :0]), backend)[1]
-    total: Tensor = untraced(Attention.apply)(problem, backend, *_tensors(problem))[1]
+    total: Tensor = untraced(Attention.apply)(Call(problem, backend), *_tensors(problem))[1]
     return total
 
 
@@ -233,9 +233,9 @@ def _refuse_trace(what: str, problem: Problem) -> None:
 
 def _whole_bias(problem: Problem) -> Problem:
     """With a bias that has all batch dimensions or none: autograd sums it over the shared ones."""
-    bias = problem.bias
-    if bias is None or all(size == 1 for size in bias.shape[:-3]):
+    if native.has_whole_bias(problem):
         return problem
+    bias = problem.bias
     return problem.replace(bias=bias.expand(*problem.extent.batch, *bias.shape[-3:]))
 
 

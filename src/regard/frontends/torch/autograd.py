@@ -13,6 +13,7 @@ differentiate again; their memory is quadratic in length.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from torch import Tensor
 
 from regard.errors import BackendError
 from regard.frontends.torch import native, own
-from regard.masks import flatten
+from regard.masks import Mask, flatten
 from regard.problem import Problem
 
-__all__ = ["Attention", "Transposed", "needs_gradient"]
+__all__ = ["Attention", "Call", "Transposed", "needs_gradient"]
 
 
 def needs_gradient(problem: Problem) -> bool:
@@ -39,43 +40,72 @@ def needs_gradient(problem: Problem) -> bool:
     return any(array is not None and array.requires_grad for array in arrays)
 
 
+class Call:
+    """One call of a problem, without the tensors that autograd tracks: saved_tensors has those.
+
+    plain.py has another class with these methods, for calls that were made before.
+    """
+
+    def __init__(self, problem: Problem, backend: str | None) -> None:
+        self.mask, self._problem, self._backend = problem.mask, _without_tensors(problem), backend
+
+    def problem(self, tensors: Sequence[Tensor | None]) -> Problem:
+        """The problem with query, key, value, bias and sinks."""
+        return _with_tensors(self._problem, tensors)
+
+    def forward(self, *tensors: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Output (None without values) and lse."""
+        problem = self.problem(tensors)
+        if problem.value is None:
+            return None, native.log_sum_exp(problem, self._backend)
+        output, lse = native.forward(problem, self._backend)
+        assert lse is not None
+        return output, lse
+
+    def backward(
+        self,
+        tensors: Sequence[Tensor | None],
+        output: Tensor | None,
+        lse: Tensor,
+        d_output: Tensor | None,
+        d_lse: Tensor | None,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key, value, bias and sinks; None for those not in `wanted`."""
+        problem = self.problem(tensors)
+        if problem.value is None:  # the log-sum-exp alone: as if values of size 0 had been there
+            value = problem.key.new_zeros((*problem.key.shape[:-1], 0))
+            problem = problem.replace(value=value)
+            output = problem.query.new_zeros((*problem.query.shape[:-1], 0))
+        if d_output is None:
+            assert output is not None
+            d_output = torch.zeros_like(output)
+        return native.backward(problem, output, lse, d_output, d_lse, wanted, self._backend)
+
+
 class Attention(torch.autograd.Function):
-    """(output, lse) of a problem; its tensors stand beside it so that autograd sees them."""
+    """(output, lse) of a call; its tensors stand beside it so that autograd sees them."""
 
     @staticmethod
     def forward(
-        ctx: Any, problem: Problem, backend: str | None, *tensors: Tensor | None
+        ctx: Any, call: Any, *tensors: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Output (None without values) and lse."""
-        ctx.problem, ctx.backend = _without_tensors(problem), backend
+        ctx.call = call
         ctx.set_materialize_grads(False)
-        output: Tensor | None = None
-        if problem.value is None:
-            lse: Tensor | None = native.log_sum_exp(problem, backend)
-        else:
-            output, lse = native.forward(problem, backend)
-        ctx.save_for_backward(output, lse, *tensors, *_of_mask(problem))
+        output, lse = call.forward(*tensors)
+        ctx.save_for_backward(output, lse, *tensors, *_of_mask(call.mask))
         return output, lse
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         """Gradients of all tensors, in one sweep."""
         output, lse, *tensors = ctx.saved_tensors[:7]
-        problem = _with_tensors(ctx.problem, tensors)
+        call = ctx.call
         if torch.is_grad_enabled():
-            return None, None, *_again(problem, tensors, d_output, d_lse)
-        if problem.value is None:  # the log-sum-exp alone: as if values of size 0 had been there
-            value = problem.key.new_zeros((*problem.key.shape[:-1], 0))
-            problem = problem.replace(value=value)
-            output = problem.query.new_zeros((*problem.query.shape[:-1], 0))
-        if d_output is None:
-            d_output = torch.zeros_like(output)
-        wanted = tuple(ctx.needs_input_grad[2:])
-        return (
-            None,
-            None,
-            *native.backward(problem, output, lse, d_output, d_lse, wanted, ctx.backend),
-        )
+            return None, *_again(call.problem(tensors), tensors, d_output, d_lse)
+        wanted = ctx.needs_input_grad[1:]
+        return None, *call.backward(tensors, output, lse, d_output, d_lse, wanted)
 
 
 class Transposed(torch.autograd.Function):
@@ -88,7 +118,7 @@ class Transposed(torch.autograd.Function):
         """As the values' gradient where the output's gradient is y."""
         lse = native.log_sum_exp(problem, backend)
         ctx.problem, ctx.backend = _without_tensors(problem), backend
-        ctx.save_for_backward(lse, y, *tensors, *_of_mask(problem))
+        ctx.save_for_backward(lse, y, *tensors, *_of_mask(problem.mask))
         *lead, _, size = y.shape
         values = y.new_zeros((*lead, problem.extent.keys, size))
         (result,) = native.backward(
@@ -146,9 +176,9 @@ def _gradients(
 _ONLY_VALUE = (False, False, True, False, False)
 
 
-def _of_mask(problem: Problem) -> tuple[Tensor, ...]:
+def _of_mask(mask: Mask | None) -> tuple[Tensor, ...]:
     """The mask's tensors: saved, so that autograd notices when they are changed in place."""
-    arrays = () if problem.mask is None else flatten(problem.mask)[1]
+    arrays = () if mask is None or mask.signature is not None else flatten(mask)[1]
     return tuple(array for array in arrays if isinstance(array, Tensor))
 
 
@@ -157,7 +187,7 @@ def _without_tensors(problem: Problem) -> Problem:
     return problem.replace(query=None, key=None, value=None, bias=None, sinks=None)
 
 
-def _with_tensors(problem: Problem, tensors: list[Tensor | None]) -> Problem:
+def _with_tensors(problem: Problem, tensors: Sequence[Tensor | None]) -> Problem:
     names: tuple[str, ...] = ("query", "key", "value", "bias", "sinks")
     if len(tensors) == 4:
         names = ("query", "key", "bias", "sinks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,17 @@ from torch import Tensor
 from regard import dispatch
 from regard.problem import Problem
 
-__all__ = ["backward", "empty_output", "forward", "log_sum_exp", "settled"]
+__all__ = [
+    "backward",
+    "empty_gradients",
+    "empty_output",
+    "forward",
+    "has_whole_bias",
+    "in_types_of",
+    "log_sum_exp",
+    "plain_lse",
+    "settled",
+]
 
 
 def empty_output(problem: Problem) -> Tensor:
@@ -60,21 +71,56 @@ def backward(
     output None: it is not needed, since neither query nor key nor sinks want a gradient.
     """
     arrays = (problem.query, problem.key, problem.value, problem.bias, problem.sinks)
-    names = ("d_query", "d_key", "d_value", "d_bias", "d_sinks")
-    gradients: dict[str, Tensor] = {}
-    for name, array, want in zip(names, arrays, wanted, strict=True):
-        if want and array is not None:
-            small = name in ("d_bias", "d_sinks")  # sums over many rows: held in full
-            gradients[name] = torch.empty(
-                array.shape, dtype=lse.dtype if small else array.dtype, device=array.device
-            )
-    d_lse = None if d_lse is None else d_lse.resolve_neg().contiguous()
-    dispatch.backward(problem, output, lse, d_output, d_lse, backend, **gradients)
-    found = (
-        None if name not in gradients else gradients[name].to(array.dtype)
-        for name, array in zip(names, arrays, strict=True)
+    gradients = empty_gradients(arrays, wanted, lse)
+    named = zip(_GRADIENTS, gradients, strict=True)
+    written = {name: array for name, array in named if array is not None}
+    dispatch.backward(problem, output, lse, d_output, plain_lse(d_lse), backend, **written)
+    return in_types_of(arrays, gradients)
+
+
+_GRADIENTS = ("d_query", "d_key", "d_value", "d_bias", "d_sinks")
+
+
+def empty_gradients(
+    arrays: Sequence[Tensor | None], wanted: tuple[bool, ...], lse: Tensor
+) -> list[Tensor | None]:
+    """What the kernels write the gradients into that are wanted, of arrays that are there.
+
+    Those of bias and sinks are sums over many rows: they are held in the type of lse.
+    """
+    d_query, d_key, d_value = (
+        torch.empty_like(array, memory_format=torch.contiguous_format)
+        if want and array is not None
+        else None
+        for array, want in zip(arrays[:3], wanted[:3], strict=True)
     )
-    return tuple(found)
+    d_bias, d_sinks = (
+        lse.new_empty(array.shape) if want and array is not None else None
+        for array, want in zip(arrays[3:], wanted[3:], strict=True)
+    )
+    return [d_query, d_key, d_value, d_bias, d_sinks]
+
+
+def in_types_of(
+    arrays: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients, those of bias and sinks in the types of bias and sinks."""
+    last = (
+        None if array is None or gradient is None else gradient.to(array.dtype)
+        for array, gradient in zip(arrays[3:], gradients[3:], strict=True)
+    )
+    return (*gradients[:3], *last)
+
+
+def plain_lse(d_lse: Tensor | None) -> Tensor | None:
+    """The gradient of the log-sum-exp as kernels read it: contiguous."""
+    return None if d_lse is None else d_lse.resolve_neg().contiguous()
+
+
+def has_whole_bias(problem: Problem) -> bool:
+    """Whether the bias, if any, has all batch dimensions or none: of others no gradient is made."""
+    batch = () if problem.bias is None else tuple(problem.bias.shape[:-3])
+    return all(size == 1 for size in batch) or batch == problem.extent.batch
 
 
 def settled(problem: Problem) -> Problem:
