@@ -298,3 +298,104 @@ def test_numpy():
     np.testing.assert_array_equal(
         regard.attention(odd, odd, odd), regard.attention(even, even, even)
     )
+
+
+EVERY_MASK = MASKS | {
+    "boolean": torch.rand(7, 9) > 0.3,
+    "lengths": regard.lengths(keys=torch.tensor([9, 4])),
+    "both": regard.causal("lower_right") & (torch.rand(2, 1, 7, 9) > 0.2),
+}
+
+
+def leaves(arrays):
+    return [array.clone().requires_grad_() for array in arrays]
+
+
+@pytest.mark.parametrize("mask", EVERY_MASK.values(), ids=EVERY_MASK)
+@pytest.mark.parametrize("layout", ["BHLD", "BLHD"])
+def test_gradients(mask, layout, no_long_way):
+    def given():
+        arrays = tensors()
+        if layout == "BLHD":
+            arrays = [x.transpose(1, 2).contiguous() for x in arrays]
+        return arrays, torch.randn(4, 7, 9), torch.randn(arrays[0].shape)
+
+    def gradients(attend, arrays, bias, upstream):
+        inputs = leaves([*arrays, bias])
+        output = attend(*inputs[:3], bias=inputs[3], mask=mask, layout=layout)
+        return [output.detach(), *torch.autograd.grad(output, inputs, upstream)]
+
+    cases = [given() for _ in range(2)]
+    wanted = [gradients(long_way, *case) for case in cases]
+    gradients(regard.attention, *given())
+    no_long_way()
+    for case, results in zip(cases, wanted, strict=True):
+        for found, result in zip(gradients(regard.attention, *case), results, strict=True):
+            same(found, result)
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "bias"])
+def test_gradients_that_are_not_wanted(name):
+    for _ in range(2):
+        arrays = dict(zip(("query", "key", "value"), tensors(), strict=True))
+        arrays["bias"] = torch.randn(1, 1, 7, 9, dtype=torch.float32)
+        arrays[name].requires_grad_()
+        regard.attention(**arrays).sum().backward()
+        (expected,) = torch.autograd.grad(long_way(**arrays).sum(), arrays[name])
+        same(arrays[name].grad, expected)
+
+
+def test_what_was_saved_and_changed_is_refused():
+    mask, bias = torch.ones(7, 9, dtype=torch.bool), torch.randn(7, 9)
+    for _ in range(2):
+        q, k, v = leaves(tensors())
+        for changed in (mask, bias):
+            output = regard.attention(q, k, v, mask=mask, bias=bias)
+            changed.fill_(1)
+            with pytest.raises(RuntimeError, match="inplace"):
+                output.sum().backward()
+
+
+def test_saved_tensors_may_come_back_elsewhere():
+    """With other strides: what packs them may make them contiguous, or the opposite."""
+    for _ in range(2):
+        q, k, v = leaves([x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors()])
+        expected = torch.autograd.grad(long_way(q, k, v).square().sum(), (q, k, v))
+        for move in (torch.Tensor.contiguous, lambda x: x.mT.contiguous().mT):
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, move):
+                output = regard.attention(q, k, v)
+                found = torch.autograd.grad(output.square().sum(), (q, k, v))
+            # Not to the bit: sums may be taken in another order where rows lie apart.
+            torch.testing.assert_close(found, expected)
+
+
+def test_second_derivatives_of_a_repeated_call():
+    mask = torch.rand(7, 9) > 0.2
+    mask[:, 0] = True
+    for _ in range(2):
+        inputs = [x.double().requires_grad_() for x in tensors((1, 2, 7, 4), (1, 2, 9, 4))]
+        assert torch.autograd.gradgradcheck(lambda *a: regard.attention(*a, mask=mask), inputs)
+
+
+def test_a_bias_of_some_batch_dimensions():
+    for _ in range(2):
+        q, k, v = (torch.randn(2, 3, 2, 5, 4) for _ in range(3))
+        bias = torch.randn(3, 2, 5, 5).requires_grad_()
+        expected = torch.autograd.grad(
+            long_way(q, k, v, bias=bias.expand(2, 3, 2, 5, 5)).square().sum(), bias
+        )
+        found = torch.autograd.grad(regard.attention(q, k, v, bias=bias).square().sum(), bias)
+        torch.testing.assert_close(found, expected)
+
+
+def test_precision_is_part_of_what_is_known():
+    q, k, v = tensors((1, 2, 256, 64), (1, 2, 256, 64))
+    try:
+        for setting in ("high", "highest") * 2:
+            torch.set_float32_matmul_precision(setting)
+            same(regard.attention(q, k, v), long_way(q, k, v))
+            for precision in ("high", "highest"):
+                expected = long_way(q, k, v, precision=precision)
+                same(regard.attention(q, k, v, precision=precision), expected)
+    finally:
+        torch.set_float32_matmul_precision("highest")
