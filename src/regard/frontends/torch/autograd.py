@@ -104,6 +104,7 @@ class Attention(torch.autograd.Function):
         call = ctx.call
         if torch.is_grad_enabled():
             return None, *_again(call.problem(tensors), tensors, d_output, d_lse)
+        lse = lse.contiguous()  # hooks on saved tensors may have moved it
         wanted = ctx.needs_input_grad[1:]
         return None, *call.backward(tensors, output, lse, d_output, d_lse, wanted)
 
@@ -135,6 +136,7 @@ class Transposed(torch.autograd.Function):
         if torch.is_grad_enabled():
             result = own.transposed(problem, y)
             return None, None, *_gradients([result], [y, *tensors], [d_result])
+        lse = lse.contiguous()  # hooks on saved tensors may have moved it
         problem = problem.replace(value=d_result, layout="BHLD")
         d_y = native.forward(problem, ctx.backend, want_lse=False)[0]
         wanted = tuple(ctx.needs_input_grad[3:])
