@@ -141,7 +141,7 @@ def signature(query: Any, key: Any, value: Any, bias: Any = None) -> tuple[Any, 
 def repeated(problem: Problem, backend: str | None) -> Repeated | None:
     """How to repeat a call without sinks and dropout; None: it goes another way."""
     prepared = dispatch.prepare(problem, empty_output(problem), backend)
-    return prepared and Repeated(problem.output_shape, prepared)
+    return None if prepared is None else Repeated(problem.output_shape, prepared)
 
 
 class Repeated:
@@ -156,9 +156,9 @@ class Repeated:
         """The output in the caller's layout."""
         output = np.empty(self._shape, query.dtype)
         seen, _alive = self._prepared.seen(mask)
-        *given, of_output = (array.ctypes.data for array in (query, key, value, output))
         of_bias = 0 if bias is None else bias.ctypes.data
-        self._prepared.forward(*given, of_bias, seen, of_output)
+        of_query, of_key, of_value = (array.ctypes.data for array in (query, key, value))
+        self._prepared.forward(of_query, of_key, of_value, of_bias, seen, output.ctypes.data)
         return output
 
 

@@ -149,15 +149,17 @@ class Prepared:
         The arrays may lie otherwise in memory than those of `forward` did.
         """
         alive: list[Any] = []
-        *three, bias = arrays
+        query, key, value, bias = arrays
         packed = self._form.pack(
-            *(pack_array(array, alive) for array in three),
+            pack_array(query, alive),
+            pack_array(key, alive),
+            pack_array(value, alive),
             seen,
             pack_bias(bias, self._extent, alive),
         )
-        *d_three, d_bias = d_arrays
+        d_query, d_key, d_value, d_bias = d_arrays
         gradients, _written = pack_gradients(
-            self._extent, output, lse, d_output, d_lse, tuple(d_three), d_bias, None
+            self._extent, output, lse, d_output, d_lse, (d_query, d_key, d_value), d_bias, None
         )
         _check(_library().regard_backward(packed, gradients))
 

@@ -104,9 +104,11 @@ class ProblemForm:
 
 def pack_problem(problem: Problem) -> tuple[bytes, Any]:
     """The struct regard_problem."""
-    form, alive = ProblemForm(problem), []
+    form, alive = ProblemForm(problem), list[Any]()
     packed = form.pack(
-        *(pack_array(array, alive) for array in (problem.query, problem.key, problem.value)),
+        pack_array(problem.query, alive),
+        pack_array(problem.key, alive),
+        pack_array(problem.value, alive),
         pack_visibility(problem.visibility, alive),
         pack_bias(problem.bias, problem.extent, alive),
     )

@@ -65,7 +65,7 @@ def repeated(problem: Problem, backend: str | None) -> Repeated | None:
         return None
     problem = native.settled(problem)
     prepared = dispatch.prepare(problem, native.empty_output(problem), backend)
-    return prepared and Repeated(problem, prepared)
+    return None if prepared is None else Repeated(problem, prepared)
 
 
 class Repeated:
