@@ -105,8 +105,7 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
     s.values = scores_ ? scratch.take<uint16_t>(turned_shape_.key_count()) : nullptr;
     s.packed_keys = scratch.take<bool>(shape_.keys / kTileKeys);
     s.packed_values = scratch.take<bool>(shape_.keys / kTileKeys);
-    s.staging = scratch.take<float>(
-        std::max<int64_t>(kTileSize<float>, kRows * std::max(depth, turned_depth)));
+    s.staging = scratch.take<float>(kRows * size_);
     for (int i = 0; i < rows / kRows; ++i) {
       Queries &q = s.blocks[i];
       q.sight.allocate(p_, scratch);
@@ -190,11 +189,10 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
       rows.head[rows.width] = head;
       rows.query[rows.width] = first + count - 1;
     }
-    auto *staging = reinterpret_cast<uint16_t *>(s.staging);
     q.sight.set(rows);
     if (p_.dropout > 0) q.dropout.set(p_, rows);
-    pack_queries<1>(p_, rows, staging, q.queries);
-    if (scores_) pack_queries<1>(turned_, rows, staging, q.d_outputs);
+    pack_queries<1>(p_, rows, q.queries);
+    if (scores_) pack_queries<1>(turned_, rows, q.d_outputs);
     if (s.query_pairs) {
       pack_row_pairs(p_.query, rows, p_.head_size, size_, s.query_pairs + i * kRows * size_);
     }
@@ -266,7 +264,7 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
     const int64_t lead = now.begin - now.base, count = now.end - now.begin;
     float *slope = s.scores.slope;
     adjust(p_, q.rows, now.begin, now.end, s.scores.scores + lead * width,
-                   slope ? slope + lead * width : nullptr);
+           slope ? slope + lead * width : nullptr);
     if (view == View::kSome) hide(q, s.scores, lead, count);
     // Operands come in pairs of keys.
     if (lead % 2) hide_key(s.scores, lead - 1, width);

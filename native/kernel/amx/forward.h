@@ -133,7 +133,7 @@ class Pipeline {
 
   struct State {
     Block blocks[kBlocks];
-    float *scores[2], *factors, *staging;
+    float *scores[2], *factors;
     Step now;  // whose weights come next
     Group filling, summing;
     int block = 0, turn = 0;  // of the blocks, and of the two buffers of scores
@@ -232,8 +232,6 @@ class Pipeline {
 
   void allocate(State &s, Scratch &scratch) const {
     constexpr int64_t tile = kRoundKeys * kBlockRows;
-    s.staging =
-        scratch.take<float>(std::max(tile, kBlockRows * std::max(shape_.width, shape_.depth)));
     for (float *&scores : s.scores) scores = scratch.take<float>(tile);
     s.filling.weights = scratch.take<uint32_t>(kParts * kGroupPart);
     s.summing.weights = scratch.take<uint32_t>(kParts * kGroupPart);
@@ -254,17 +252,16 @@ class Pipeline {
     cut_.set(p_, index, &b.rows);
     b.keys = packed.keys + key_head * shape_.key_count();
     b.values = packed.values + value_head * shape_.value_count();
-    start(b, s.staging, packed.lengths + key_head * shape_.slices());
+    start(b, packed.lengths + key_head * shape_.slices());
     sweep(s, b);
     b.swept = true;
     if (!b.tiles) finish(b);
   }
 
-  void start(Block &s, float *staging, const float *lengths) const {
+  void start(Block &s, const float *lengths) const {
     s.fresh = true;
     s.masked = s.swept = false;
-    const float length =
-        pack_queries<kParts>(p_, s.rows, reinterpret_cast<uint16_t *>(staging), s.queries);
+    const float length = pack_queries<kParts>(p_, s.rows, s.queries);
     s.sight.set(s.rows);
     s.weights.exact = kParts > 1 || p_.dropout > 0;
     if (p_.dropout > 0) s.dropout.set(p_, s.rows);
@@ -483,18 +480,20 @@ class Pipeline {
   // Columns e … e + 15 of the outputs of rows r … r + 15. `probe` becomes NaN where one is not
   // finite.
   void write(const Block &b, int r, int64_t e, F factor, F *probe) const {
-    alignas(64) float square[kTileRows * kTileRows];
+    F square[kTileRows];
     const int64_t width = b.rows.width;
+#pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
-      const F x = load(b.output + (e + i) * width + r) * factor;
-      *probe = fma(x, broadcast(0.f), *probe);
-      store(square + i * kTileRows, x);
+      square[i] = load(b.output + (e + i) * width + r) * factor;
+      *probe = fma(square[i], broadcast(0.f), *probe);
     }
-    transpose_square(square, kTileRows, square, kTileRows);
+    transpose_registers<float>(square);
     const __mmask16 there = first16(p_.value_size - e);
-    for (int i = 0; i < kTileRows && r + i < b.rows.count; ++i) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      if (r + i >= b.rows.count) break;
       void *to = row_of(output_, p_.dtype, b.rows.batch, b.rows.head[r + i], b.rows.query[r + i]);
-      const F row = load(square + i * kTileRows);
+      const F row = square[i];
       if (kParts == 1) {
         const auto half = (__m256i)_mm512_cvtneps_pbh(row.v);
         _mm256_mask_storeu_epi16(static_cast<uint16_t *>(to) + e, there, half);

@@ -119,25 +119,41 @@ inline void pack_values(const regard_problem &p, int64_t batch, int64_t head, in
   }
 }
 
-// Pairs of a query's elements to [part][pair][row], for the rows of a block. `staging` holds 16
-// padded queries. Returns the square of the length of the longest, NaN and lower parts left out.
+// Pairs of a query's elements to [part][pair][row], for the rows of a block. Returns the square of
+// the length of the longest, NaN and lower parts left out.
 template <int kParts>
-inline float pack_queries(const regard_problem &p, const Rows<float> &rows, uint16_t *staging,
-                          uint16_t *to) {
-  const int64_t depth = PackedShape(p).depth, stride = kParts * depth;
+inline float pack_queries(const regard_problem &p, const Rows<float> &rows, uint16_t *to) {
+  const int64_t depth = PackedShape(p).depth;
   auto *pairs = reinterpret_cast<float *>(to);
   F longest = broadcast(0.f);
   for (int r = 0; r < rows.width; r += kTileRows) {
+    const char *from[kTileRows];
     for (int i = 0; i < kTileRows; ++i) {
-      const void *row = row_of(p.query, p.dtype, rows.batch, rows.head[r + i], rows.query[r + i]);
-      copy_padded<kParts>(row, p.head_size, p.dtype, staging + i * stride, depth);
+      from[i] = static_cast<const char *>(
+          row_of(p.query, p.dtype, rows.batch, rows.head[r + i], rows.query[r + i]));
     }
-    longest = max(square_lengths(staging, stride, depth), longest);
-    // Parts lie one after another on both sides.
-    for (int64_t d = 0; d < stride / 2; d += kTileRows) {
-      transpose_square(reinterpret_cast<const float *>(staging) + d, stride / 2,
-                       pairs + d * rows.width + r, rows.width);
+    __m512 lengths = _mm512_setzero_ps();  // a query in each lane
+    for (int64_t d = 0; d < depth; d += kDepth) {
+      F square[kParts][kTileRows];
+#pragma GCC unroll 16
+      for (int i = 0; i < kTileRows; ++i) {
+        const char *at = from[i] + d * element_size(p.dtype);
+        const auto parts = load_parts<kParts>(at, p.head_size - d, p.dtype);
+        for (int n = 0; n < kParts; ++n) square[n][i] = {_mm512_castsi512_ps(parts.part[n])};
+      }
+#pragma GCC unroll 2
+      for (int n = 0; n < kParts; ++n) {
+        transpose_registers<float>(square[n]);
+        float *at = pairs + (n * depth + d) / 2 * rows.width + r;
+#pragma GCC unroll 16
+        for (int i = 0; i < kTileRows; ++i) {
+          const F pair = square[n][i];
+          store(at + i * rows.width, pair);
+          if (n == 0) lengths = _mm512_dpbf16_ps(lengths, (__m512bh)pair.v, (__m512bh)pair.v);
+        }
+      }
     }
+    longest = max(F{lengths}, longest);
   }
   return largest(longest);
 }

@@ -24,13 +24,12 @@ class MatrixBlock {
     keys_ = scratch.take<uint16_t>((shape.keys + kTileRows) * depth_);
     packed_ = scratch.take<bool>(shape.slices());
     queries_ = scratch.take<uint16_t>(kBlock<float> * depth_);
-    staging_ = scratch.take<uint16_t>(kTileRows * depth_);
     sight.allocate(p, scratch);
     if (packed_) std::fill_n(packed_, shape.slices(), false);
   }
 
   void set() {
-    pack_queries<1>(*problem_, rows, staging_, queries_);
+    pack_queries<1>(*problem_, rows, queries_);
     sight.set(rows);
   }
 
@@ -69,7 +68,7 @@ class MatrixBlock {
 
   const regard_problem *problem_ = nullptr;
   MatrixUnit unit_;
-  uint16_t *keys_ = nullptr, *queries_ = nullptr, *staging_ = nullptr;
+  uint16_t *keys_ = nullptr, *queries_ = nullptr;
   bool *packed_ = nullptr;  // of each slice of the keys
   int64_t depth_ = 0;
 };
