@@ -84,7 +84,10 @@ def _root(
 @app.command()
 def explain(
     text: Annotated[
-        str, typer.Argument(metavar="TEXT_OR_FILE", help="A text, a text file, or - for stdin.")
+        str,
+        typer.Argument(
+            metavar="TEXT_OR_FILE", help="A text, a text file, a picture, or - for stdin."
+        ),
     ],
     model: Annotated[
         Path | None,
@@ -114,9 +117,10 @@ def explain(
         typer.Option(metavar="FILE", help="Write the recording, for regard view, heads and diff."),
     ] = None,
 ) -> None:
-    """Show what a model attends to in a text.
+    """Show what a model attends to in a text or a picture.
 
-    Which heads follow a pattern, and what each word attends to most. Nothing is downloaded.
+    Which heads follow a pattern, and what each word attends to most; of a picture, which patches.
+    Nothing is downloaded.
     """
     from regard.cli.explain import Request, explain
 

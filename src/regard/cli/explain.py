@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,16 @@ from regard import __version__
 from regard.cli import show, sources
 from regard.errors import ModelError, OptionError
 
-__all__ = ["Report", "Request", "explain"]
+__all__ = [
+    "Report",
+    "Request",
+    "check_numbers",
+    "check_options",
+    "chosen_heads",
+    "explain",
+    "head",
+    "number",
+]
 
 CAVEAT = "Attention shows where a head read from, not what decided the result."
 
@@ -67,15 +75,15 @@ class Report:
             "parts": self.part[1],
             "notes": self.notes,
             "tokens": self.tokens,
-            "heads": [_head(row) for row in self.heads],
+            "heads": [head(row) for row in self.heads],
             "words_basis": self.basis,
             "words": [
                 {
                     "word": link.word,
                     "count": link.count,
-                    "to": [{"word": word, "share": _number(share)} for word, share in link.to],
-                    "itself": _number(link.itself),
-                    "special": _number(link.special),
+                    "to": [{"word": word, "share": number(share)} for word, share in link.to],
+                    "itself": number(link.itself),
+                    "special": number(link.special),
                 }
                 for link in self.links
             ],
@@ -83,18 +91,20 @@ class Report:
         return json.dumps(content, indent=1, allow_nan=False)
 
 
-def _head(row: Any) -> dict[str, Any]:
+def head(row: Any) -> dict[str, Any]:
+    """A row of the table of heads, for JSON."""
     return {
         "layer": row.layer,
         "head": row.head,
         "module": row.name,
         "kind": row.kind,
         "evidence": row.evidence,
-        "scores": {name: _number(value) for name, value in row.scores.items()},
+        "scores": {name: number(value) for name, value in row.scores.items()},
     }
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """Six digits; None for what is unknown."""
     return None if value != value else round(value, 6)
 
 
@@ -103,12 +113,13 @@ def explain(request: Request) -> None:
 
     Raises: RegardError, whose message is for the user.
     """
+    if sources.is_picture(request.text):
+        from regard.cli.picture import explain_picture
+
+        explain_picture(request)
+        return
     text, name = sources.source(request.text)
-    if request.head is not None and request.layer is None:
-        raise OptionError("--head without --layer", remedy="name the head's layer too")
-    for path in (request.html, request.save):
-        if path is not None:
-            sources.check_output(path, request.text)
+    check_options(request)
     sources.require("torch", "transformers")
     directory, title = (request.model, None) if request.model else sources.default_model()
     with show.working() as tell, warnings.catch_warnings():
@@ -118,6 +129,15 @@ def explain(request: Request) -> None:
         print(report.as_json())
     else:
         show.report(report, request)
+
+
+def check_options(request: Request) -> None:
+    """Raise OptionError or FileFormatError before any long work."""
+    if request.head is not None and request.layer is None:
+        raise OptionError("--head without --layer", remedy="name the head's layer too")
+    for path in (request.html, request.save):
+        if path is not None:
+            sources.check_output(path, request.text)
 
 
 def _read(
@@ -130,7 +150,7 @@ def _read(
 ) -> Report:
     tell("Loading the model")
     with sources.loading():
-        _quiet()
+        sources.quiet()
         from regard.recording.files import save
         from regard.recording.heads import HeadTable, table
         from regard.recording.links import links
@@ -148,8 +168,8 @@ def _read(
     tell("Reading the text")
     seen = reader.read(passage)
     heads = table(_counted(seen, tell), passage.ids, passage.special)
-    _check_numbers(heads, reader.name)
-    chosen = _chosen(heads, request)
+    check_numbers(heads, reader.name)
+    chosen = chosen_heads(heads, request)
     tell("Gathering words")
     rows, basis = _basis(chosen, request)
     one_head = request.head is not None
@@ -178,23 +198,13 @@ def _read(
     )
 
 
-def _quiet() -> None:
-    """Keep transformers from the network, and from writing to the terminal."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers.utils import logging
-
-    silent: Any = logging
-    silent.set_verbosity_error()
-    silent.disable_progress_bar()
-
-
 def _counted(seen: Any, tell: Callable[[str], None]) -> Iterator[Any]:
     for n, weights in enumerate(seen, 1):
         tell(f"Scoring heads: call {n} of {len(seen)}")
         yield weights
 
 
-def _check_numbers(heads: Any, model: str) -> None:
+def check_numbers(heads: Any, model: str) -> None:
     """Raise ModelError where weights are NaN."""
     for row in heads:
         if math.isnan(row.scores["max weight"]):
@@ -203,7 +213,7 @@ def _check_numbers(heads: Any, model: str) -> None:
             )
 
 
-def _chosen(heads: Any, request: Request) -> tuple[Any, ...]:
+def chosen_heads(heads: Any, request: Request) -> tuple[Any, ...]:
     """The rows of the layer and head that were asked for, or all. Raises OptionError."""
     rows = tuple(heads)
     for name in ("layer", "head"):

@@ -15,7 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from regard.cli.explain import Report, Request
 
-__all__ = ["heads", "plain", "plain_table", "report", "working"]
+__all__ = ["heads", "plain", "plain_table", "report", "working", "written"]
 
 _TELLING = 12
 _BAR = 20
@@ -58,6 +58,11 @@ def report(found: Report, request: Request) -> None:
     _words(console, found, request.words)
     console.print()
     console.print(Text(CAVEAT, style="dim"))
+    written(console, request)
+
+
+def written(console: Console, request: Request) -> None:
+    """Say which files were written."""
     if request.html is not None:
         console.print(Text(f"Page written to {request.html}", style="green"))
     if request.save is not None:

@@ -19,11 +19,16 @@ __all__ = [
     "INTERRUPTED",
     "check_output",
     "default_model",
+    "is_picture",
     "loading",
+    "picture",
+    "quiet",
     "require",
     "source",
     "writing",
 ]
+
+_PICTURES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 
@@ -45,6 +50,16 @@ def source(given: str) -> tuple[str, str]:
     if not text.strip():
         raise OptionError(f"{name} is empty", "a text of at least one word")
     return text, name
+
+
+def is_picture(given: str) -> bool:
+    """Whether the argument names a picture: a path that ends as pictures do."""
+    return _is_path(given) and Path(given).suffix.lower() in _PICTURES
+
+
+def picture(given: str) -> bytes:
+    """The bytes of a file. Raises FileFormatError."""
+    return _bytes(Path(given))
 
 
 def _is_path(given: str) -> bool:
@@ -97,13 +112,11 @@ def writing(path: Path) -> Iterator[None]:
         raise FileFormatError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def require(*modules: str) -> None:
-    """Raise ModelError if one of these modules is not installed."""
+def require(*modules: str, remedy: str = 'pip install "regard[demo]"') -> None:
+    """Raise ModelError, with what to do, if one of these modules is not installed."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise ModelError(
-            f"not installed: {', '.join(missing)}", remedy='pip install "regard[demo]"'
-        )
+        raise ModelError(f"not installed: {', '.join(missing)}", remedy=remedy)
 
 
 @contextmanager
@@ -126,6 +139,16 @@ def loading() -> Iterator[None]:
 def _leave(*_: Any) -> None:
     os.write(2, b"\nregard: interrupted\n")
     os._exit(INTERRUPTED)
+
+
+def quiet() -> None:
+    """Keep transformers from the network, and from writing to the terminal."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from transformers.utils import logging
+
+    silent: Any = logging
+    silent.set_verbosity_error()
+    silent.disable_progress_bar()
 
 
 def default_model() -> tuple[Path, str]:

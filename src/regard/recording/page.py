@@ -30,6 +30,7 @@ def record(
     recording: Recording,
     passage: Passage | None = None,
     *,
+    text: Text | None = None,
     table: heads.HeadTable | None = None,
     title: str | None = None,
     model: str | None = None,
@@ -44,6 +45,7 @@ def record(
 
     Args:
         passage: the text that was read; without it, the recording's tokens, or numbers.
+        text: what was read, if it was not a text: the patches of a picture.
         table: the heads' kinds and scores, if they are known already.
         title: the page's heading.
         model: the model's name, if not that of its class.
@@ -58,7 +60,7 @@ def record(
         table = heads.table(recording, passage.ids, passage.special)
     elements = [_element(weights, batch) for weights in recording]
     rows = heads.table(recording) if table is None else table
-    texts = _Texts(_first_text(recording, passage, batch))
+    texts = _Texts(text or _first_text(recording, passage, batch))
     keep = sum(int(np.prod(element.shape)) for element in elements) <= _DENSE
     calls = [
         _call(element, [row for row in rows if row.call == n], texts, keep)

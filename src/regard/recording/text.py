@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard.errors import ModelError, OptionError
+from regard.recording.models import first_line, pretrained
 from regard.recording.record import Recording
 from regard.recording.watching import watch
 
@@ -102,9 +103,7 @@ class Reader:
             with torch.no_grad(), watch(self.model, tokens=list(passage.tokens)) as seen:
                 self.model(input_ids=ids, attention_mask=torch.ones_like(ids))
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"{self.name} failed to read the text: {_first_line(error)}"
-            ) from error
+            raise ModelError(f"{self.name} failed to read the text: {first_line(error)}") from error
         if not len(seen):
             raise ModelError(
                 f"no attention of {self.name} could be seen; not seen: {seen.unseen or 'nothing'}",
@@ -134,35 +133,19 @@ def load(directory: str | Path, name: str | None = None) -> Reader:
 
     Raises: ModelError when the directory is missing or holds no usable model.
     """
-    path = Path(directory)
-    if not (path / "config.json").is_file():
-        missing = "config.json is missing" if path.is_dir() else "there is no such directory"
-        raise ModelError(f"no model in {path}: {missing}", _WANTED)
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    local = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), **local)
-        model, report = AutoModel.from_pretrained(str(path), output_loading_info=True, **local)
-    except Exception as error:  # whatever a foreign file can bring about
-        reason = _first_line(error)
-        raise ModelError(f"the model in {path} cannot be loaded: {reason}", _WANTED) from error
+    path = Path(directory)
+    tokenizer, model, notes = pretrained(path, AutoTokenizer.from_pretrained, _WANTED)
     if not any((path / file).is_file() for file in tokenizer.vocab_files_names.values()):
         raise ModelError(f"no tokenizer in {path}", _WANTED)  # it was made up, without words
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer in {path} is not a fast one", "a tokenizer.json")
-    notes = []
-    random = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if random:
-        notes.append(
-            f"{len(random)} parameters are not in the model's file and were made at random "
-            f"({random[0]}, …): what follows may mean nothing."
-        )
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
         notes.append("Of this encoder-decoder model, the encoder was read.")
     name = name or path.resolve().name
-    return Reader(name, tokenizer, model.eval(), _limit(tokenizer, model), tuple(notes))
+    return Reader(name, tokenizer, model, _limit(tokenizer, model), tuple(notes))
 
 
 _WANTED = "a Hugging Face directory: config.json, tokenizer.json and the weights"
@@ -173,11 +156,6 @@ def _limit(tokenizer: Any, model: Any) -> int | None:
     positions = getattr(model.config, "max_position_embeddings", None) or _UNLIMITED
     limit = min(int(tokenizer.model_max_length), int(positions))
     return limit if limit < _UNLIMITED else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def readable(tokens: Sequence[str]) -> tuple[list[str], list[bool]]:
