@@ -1,0 +1,28 @@
+"""The read-outs name what models are known to do: examples, run."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.slow
+def test_induction_heads_are_found_where_they_must_be():
+    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "induction.py"))
+    torch.set_num_threads(1)
+    shallow_loss, shallow = example["look"](example["train"](1))
+    loss, heads = example["look"](example["train"](2))
+    assert loss < 0.2 < 1.5 < shallow_loss
+    assert max(head.induction for head in shallow) < 0.3
+    copies = max(heads, key=lambda head: head.induction)
+    shifts = max(heads, key=lambda head: head.previous_token)
+    assert copies.layer == 1 and copies.induction > 0.7
+    assert shifts.layer == 0 and shifts.previous_token > 0.3
+    assert max(head.induction for head in heads if head.layer == 0) < 0.3
+    by_loss = sorted(heads, key=lambda head: -head.loss_without)
+    assert by_loss[0] is shifts and shifts.loss_without > 2 * loss
+    assert copies.loss_without > max(
+        head.loss_without for head in heads if head.layer == 1 and head is not copies
+    )
