@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from regard import errors
 from regard.api import attention, plan, scores, weights
 from regard.masks import causal, documents, keys, lengths, prefix, window
+from regard.merging import merge
 from regard.operator import AttentionWeights
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "keys",
     "lengths",
     "load",
+    "merge",
     "plan",
     "prefix",
     "scores",

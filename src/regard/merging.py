@@ -1,0 +1,81 @@
+"""Attention over keys that lie in several places, joined to what it is over all of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from regard.errors import OptionError, ShapeError
+from regard.frontends import front_end
+from regard.problem import LAYOUTS
+
+__all__ = ["merge"]
+
+_NAMESPACES = {"numpy": "numpy", "torch": "torch", "jax": "jax.numpy"}
+
+
+def merge(outputs: Sequence[Any], lses: Sequence[Any], *, layout: str = "BHLD") -> tuple[Any, Any]:
+    """Attention over disjoint sets of keys, joined: exactly the attention over their union.
+
+    With m = log Σ_n exp lse_n, the output is Σ_n exp(lse_n − m) output_n and the log-sum-exp is m.
+    Parts that see nothing (log-sum-exp −∞) add nothing; where none sees anything the output is 0
+    and the log-sum-exp −∞. Differentiable where the arrays are.
+
+    Args:
+        outputs: arrays (B, H, Lq, E), what `attention` or `weights(...) @ v` gave for each set of
+            keys, or (B, Lq, H, E) in the layout BLHD.
+        lses: as many arrays (B, H, Lq), what `weights(...).lse()` gave. A sink belongs to one part
+            only.
+
+    Returns:
+        (output, lse): shaped as one of each, so that they can be merged with more. The output is
+        of the outputs' type.
+
+    Raises: ShapeError, OptionError, ArrayTypeError.
+
+    Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
+    """
+    if layout not in LAYOUTS:
+        raise OptionError(f"layout={layout!r}", '"BHLD" or "BLHD"')
+    if not outputs or len(outputs) != len(lses):
+        raise ShapeError(
+            f"{len(outputs)} outputs and {len(lses)} log-sum-exps", "one or more, of one as of each"
+        )
+    named = {f"outputs[{n}]": array for n, array in enumerate(outputs)}
+    named |= {f"lses[{n}]": array for n, array in enumerate(lses)}
+    front = front_end(**named)
+    for output, lse in zip(outputs, lses, strict=True):
+        _check(output, lse, outputs[0], layout)
+    space = import_module(_NAMESPACES[front.__name__.rpartition(".")[2]])
+    # Not logaddexp: where all parts are −∞ its gradient is NaN.
+    top = functools.reduce(space.maximum, lses)
+    blind = top == -space.inf
+    top = space.where(blind, 0.0, top)
+    shares = [space.exp(lse - top) for lse in lses]
+    total = space.where(blind, 1.0, sum(shares))
+    output = sum(
+        _over_rows(share / total, layout) * part
+        for share, part in zip(shares, outputs, strict=True)
+    )
+    lse = space.where(blind, -space.inf, space.log(total) + top)
+    dtype = outputs[0].dtype
+    return output.to(dtype) if hasattr(output, "to") else output.astype(dtype), lse
+
+
+def _over_rows(share: Any, layout: str) -> Any:
+    """(B, H, Lq) as it broadcasts to outputs."""
+    share = share[..., None]
+    return share if layout == "BHLD" else share.swapaxes(-3, -2)
+
+
+def _check(output: Any, lse: Any, first: Any, layout: str) -> None:
+    *lead, one, other, _ = output.shape
+    rows = (*lead, one, other) if layout == "BHLD" else (*lead, other, one)
+    if output.shape != first.shape or tuple(lse.shape) != rows:
+        raise ShapeError(
+            f"output {tuple(output.shape)} and log-sum-exp {tuple(lse.shape)}",
+            f"outputs of one shape, {tuple(first.shape)}, and a log-sum-exp for each row",
+            'pass layout="BLHD" where heads come after positions',
+        )
