@@ -31,7 +31,7 @@ def per_batch(
     value: Any, extent: Extent, name: str, negative: bool = False
 ) -> npt.NDArray[np.int64]:
     """(B|1, 1, 1) from an integer or an array with one for each batch element."""
-    array = np.minimum(np.maximum(as_numpy(value).astype(np.int64), -FAR), FAR)
+    array: npt.NDArray[np.int64] = as_numpy(value).astype(np.int64).clip(-FAR, FAR)
     check_per_batch(array.shape, extent, name)
     if not negative and (array < 0).any():
         raise MaskError(f"{name} with {int(array.min())} in it", "0 or more")
