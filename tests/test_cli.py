@@ -300,7 +300,7 @@ def test_control_characters_do_not_reach_the_terminal():
 def test_the_page_does_not_replace_the_text(run, model, short):
     text = short.read_text()
     code, _, err = run("explain", short, "--html", short.parent / "." / short.name)
-    assert code == 2 and "would replace the text" in err
+    assert code == 2 and "would replace the file that was read" in err
     assert short.read_text() == text
 
 
@@ -347,6 +347,8 @@ def test_view_of_a_saved_recording(run, recording, tmp_path):
     assert (tmp_path / "page.html").stat().st_size > 10_000
     code, _, err = run("view", recording, "--html", tmp_path / "no" / "page.html")
     assert code == 2 and err.count("\n") == 1
+    code, _, err = run("view", recording, "--html", recording)
+    assert code == 2 and "would replace the file that was read" in err
 
 
 def test_heads_of_a_saved_recording(run, recording):

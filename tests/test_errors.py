@@ -141,6 +141,36 @@ REFUSED = {
 }
 
 
+W = regard.weights(Q, K)
+READ_OUTS_REFUSED = [
+    (lambda: W.distance(2.5), errors.OptionError, r"distance\(offset=2.5\)"),
+    (lambda: W.distance(1 << 53), errors.OptionError, "whole number of positions"),
+    (lambda: W.distance_bins("x"), errors.OptionError, "distance_bins.*'x'"),
+    (lambda: W.offsets([[0, 1]]), errors.OptionError, "offsets.*whole numbers"),
+    (lambda: W.threshold("x"), errors.OptionError, "threshold.*'x'"),
+    (lambda: W.mass(np.full(7, 1 << 32)), errors.OptionError, "group 4294967296"),
+    (lambda: W.received(groups=[1 << 33] * 5), errors.OptionError, "group 8589934592"),
+    (lambda: W.received(["sum"]), errors.OptionError, "reduce"),
+    (lambda: W.received(queries=[9]), errors.ShapeError, "some of 5 queries"),
+    (lambda: W.received(queries=1.5), errors.OptionError, "queries=1.5.*booleans"),
+    (lambda: W.received(queries=slice("a")), errors.OptionError, "a slice"),
+    (lambda: W.read(top_k={"n": 3}), errors.OptionError, "top_k with 'n'.*keywords k"),
+    (lambda: W.read(entropy={"n": 3}), errors.OptionError, "entropy=True"),
+    (lambda: W.read(lse={"n": 3}), errors.OptionError, "lse=True"),
+    (lambda: W.attend(V, top_k=0), errors.OptionError, "k=0"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), READ_OUTS_REFUSED)
+def test_read_outs_say_what_they_want(call, kind, text):
+    with pytest.raises(kind, match=text):
+        call()
+
+
+def test_no_query_may_be_counted():
+    assert not W.received(queries=[]).any()
+
+
 @pytest.mark.parametrize(("call", "kind", "text"), REFUSED.values(), ids=REFUSED)
 def test_bad_input_says_what_was_given_and_wanted(call, kind, text):
     with pytest.raises(kind, match=text) as caught:

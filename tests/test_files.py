@@ -131,6 +131,8 @@ DAMAGES = {
     "version": ("recording.json", edited(lambda i: i.update(version=9)), "version 9. Wanted: 1"),
     "sizes": ("recording.json", edited(lambda i: i["calls"][0].update(
         shape=[2, 2, 9, 5])), "shape"),
+    "steps": ("recording.json", edited(lambda i: i["calls"][0].update(
+        steps=[[0, 10**9]])), "steps outside of its 5 queries"),
     "path": ("recording.json", edited(lambda i: i["calls"][0]["operator"].update(
         arrays=["../../x"])), "'../../x'"),
     "outside": (INTERVALS, lambda _: npy(np.full((1, 1, 5, 1, 2), 6, "i4")), "outside of the keys"),

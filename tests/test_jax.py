@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.test_util import check_grads
 
 import regard
-from regard.errors import BackendError, MaskError, OptionError
+from regard.errors import ArrayTypeError, BackendError, MaskError, OptionError
 from regard.frontends.jax import callback, ffi, kernel
 from regard.frontends.jax.masks import as_dense, normal
 from regard.jax import dot_product_attention
@@ -505,3 +505,28 @@ def test_dot_product_attention_hands_named_implementations_to_jax(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, **o: asked.append(o))
     dot_product_attention(q, q, q, implementation="xla", is_causal=True)
     assert asked[0]["implementation"] == "xla" and asked[0]["is_causal"]
+
+
+def test_jax_nn_function_says_what_it_wants():
+    q = jnp.ones((1, 6, 4, 8))
+    for query in (None, [[1.0]]):
+        with pytest.raises(ArrayTypeError, match="query of type"):
+            dot_product_attention(query, q, q)
+    for name in ("bias", "mask", "query_seq_lengths", "key_value_seq_lengths"):
+        with pytest.raises(ArrayTypeError, match=f"{name} of type str"):
+            dot_product_attention(q, q, q, **{name: "x"})
+    with pytest.raises(OptionError, match="scale as an array"):
+        dot_product_attention(q, q, q, scale=jnp.ones(()))
+    for wrong in ((1,), (1, 2, 3), 1.5):
+        with pytest.raises(OptionError, match="one number for both"):
+            dot_product_attention(q, q, q, local_window_size=wrong)
+
+
+def test_lists_are_arrays_to_jax_nn_s_function():
+    q = jax.random.normal(jax.random.key(0), (1, 6, 4, 8))
+    close(
+        dot_product_attention(q, q, q, key_value_seq_lengths=[3], local_window_size=[1, 2]),
+        dot_product_attention(
+            q, q, q, key_value_seq_lengths=jnp.array([3]), local_window_size=(1, 2)
+        ),
+    )

@@ -10,7 +10,7 @@ from torch import nn
 import regard
 from attending import Attend, Block
 from regard import viewer
-from regard.errors import OptionError, ShapeError
+from regard.errors import FileFormatError, ModelError, OptionError, ShapeError
 from regard.recording import page, watch
 from regard.recording.entry import entries_of
 from regard.recording.rollout import rollout
@@ -121,6 +121,17 @@ def test_what_is_no_chain_of_layers_is_refused():
         rollout(entries)
     with pytest.raises(OptionError, match="one number with a gradient"):
         seen.relevance(torch.ones(2))
+    for wrong in ({"layers": [9]}, {"layers": 0}, {"targets": 99}):
+        with pytest.raises(OptionError, match=next(iter(wrong))):
+            seen.rollout(**wrong)
+        with pytest.raises(OptionError, match=next(iter(wrong))):
+            seen.relevance(score, **wrong)
+    with pytest.raises(OptionError, match="layers"):
+        seen.rollout(layers=[9], by_value=True)
+    with pytest.raises(OptionError, match="a score of type float"):
+        seen.relevance(1.0)
+    with pytest.raises(ModelError, match="none of the attention outputs"):
+        seen.relevance(torch.ones(1, requires_grad=True))
     model = Block(Attend())
     with watch(model) as without:
         score = model(torch.randn(1, 5, 8)).sum()
@@ -158,3 +169,5 @@ def test_pages_of_two_recordings(tmp_path):
     assert shown == viewer.page(page.record(changed), against=page.record(seen))
     with pytest.raises(ShapeError, match="to compare"):
         changed.html(tmp_path / "both.html", against=watched(length=5)[0])
+    with pytest.raises(FileFormatError, match=r"no/page.html cannot be written"):
+        seen.html(tmp_path / "no" / "page.html")

@@ -134,9 +134,33 @@ def test_other_arguments():
         {"read_outs": "all"},
         {"read_outs": 3},
         {"read_outs": {"x": 1}},
+        {"read_outs": {"top_k": 0}},
+        {"read_outs": {"received": {"of": 1}}},
+        {"heads": {}},
+        {"heads": {None: [0]}},
+        {"heads": {(0, 1): [0]}},
+        {"heads": {0: None}},
     ):
         with pytest.raises(errors.OptionError):
             watch(stack(1), **wrong)
+
+
+def test_statistics_are_asked_as_operators_are():
+    (weights,), (summary,) = both(stack(1))
+    for wanted in ({"read_outs": "default"}, {"top_k": 3, "entropy": True}):
+        there, here = vars(weights.read(**wanted)), vars(summary.read(**wanted))
+        assert there.keys() == here.keys()
+        assert torch.equal(there["entropy"], here["entropy"])
+    for call in (lambda: summary[0, 1], lambda: summary @ X, lambda: summary.read(similarity=True)):
+        with pytest.raises(errors.OptionError, match='mode="lazy"'):
+            call()
+
+
+def test_read_outs_that_depend_on_lengths_are_left_to_the_call():
+    read_outs = {"received": {"queries": [8]}, "mass": np.arange(9) % 2}
+    lazy, stats = both(stack(1), read_outs=read_outs)
+    assert torch.equal(stats[0].received(queries=[8]), lazy[0].received(queries=[8]))
+    assert torch.equal(stats[0].mass(np.arange(9) % 2), lazy[0].mass(np.arange(9) % 2))
 
 
 def test_autocast_and_gradients():

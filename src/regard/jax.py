@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from regard._arrays import is_array
+from regard.errors import ArrayTypeError, OptionError
 from regard.frontends.jax import attention_lse
 from regard.masks import Mask, as_mask, causal, lengths, window
 from regard.problem import make
@@ -52,7 +54,8 @@ def dot_product_attention(
         The output, shaped as query (with value's last size); or (output, log-sum-exp). As in
         jax.nn, a query that sees nothing gets the mean of all values.
 
-    Raises: regard.errors.ShapeError, DtypeError, MaskError (ValueErrors and TypeErrors).
+    Raises: regard.errors.ShapeError, DtypeError, MaskError, OptionError, ArrayTypeError (all
+        ValueErrors or TypeErrors).
     """
     options = {
         "scale": scale,
@@ -69,7 +72,40 @@ def dot_product_attention(
         return own(
             query, key, value, bias, mask, implementation=implementation, **options, **arrays
         )
-    return _attention(query, key, value, bias, mask, **options, **arrays)
+    if is_array(scale):
+        raise OptionError("scale as an array", "a plain number", "multiply the queries by it")
+    for name, array in {"query": query, "key": key, "value": value}.items():
+        if not is_array(array):
+            raise ArrayTypeError(f"{name} of type {type(array).__name__}", "an array")
+    return _attention(
+        *(query, key, value, _array("bias", bias), _array("mask", mask)),
+        scale=scale,
+        is_causal=bool(is_causal),
+        local_window_size=_window(local_window_size),
+        return_residual=bool(return_residual),
+        **{name: _array(name, array) for name, array in arrays.items()},
+    )
+
+
+def _array(name: str, given: Any) -> Any:
+    if given is None:
+        return None
+    try:
+        return jnp.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise ArrayTypeError(f"{name} of type {type(given).__name__}", "an array") from error
+
+
+def _window(given: Any) -> tuple[Any, Any] | None:
+    """(left, right)"""
+    if given is None:
+        return None
+    if isinstance(given, int):
+        return given, given
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise OptionError(f"local_window_size={given!r}", "(left, right), or one number for both")
+    left, right = given
+    return left, right
 
 
 @functools.partial(
@@ -86,7 +122,7 @@ def _attention(
     is_causal: bool,
     query_seq_lengths: Any,
     key_value_seq_lengths: Any,
-    local_window_size: int | tuple[int, int] | None,
+    local_window_size: tuple[Any, Any] | None,
     return_residual: bool,
 ) -> Any:
     seen, may_hide_all = _mask(
@@ -117,15 +153,14 @@ def _mask(
     is_causal: bool,
     query_lengths: Any,
     key_lengths: Any,
-    window_size: int | tuple[int, int] | None,
+    window_size: tuple[Any, Any] | None,
 ) -> tuple[Mask | None, bool]:
     """The mask, and whether it may hide every key from a query."""
     parts: list[Mask] = []
     if mask is not None:
         parts.append(as_mask(mask))
     if window_size is not None:
-        left, right = (window_size,) * 2 if isinstance(window_size, int) else window_size
-        parts.append(window(left, right, align="upper_left"))
+        parts.append(window(*window_size, align="upper_left"))
     if query_lengths is not None or key_lengths is not None:
         parts.append(lengths(keys=key_lengths, queries=query_lengths))
     may_hide_all = bool(parts)

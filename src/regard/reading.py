@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -171,6 +172,12 @@ def _keywords(name: str, given: Any) -> dict[str, Any]:
     if given is True:
         return {}
     if isinstance(given, dict):
+        method = getattr(ReadOuts, name, None)
+        known = [] if method is None else list(inspect.signature(method).parameters)[1:]
+        unknown = [repr(key) for key in given if key not in known]
+        if unknown:
+            wanted = f"the keywords {', '.join(known)}" if known else f"{name}=True, no keywords"
+            raise OptionError(f"{name} with {', '.join(unknown)}", wanted)
         return given
     if name not in _FIRST_ARGUMENT:
         raise OptionError(f"{name}={given!r}", f"{name}=True: it takes no argument")

@@ -92,9 +92,11 @@ def _decode(content: bytes, name: str) -> str:
 
 
 def check_output(path: Path, given: str) -> None:
-    """Raise FileFormatError if a file at this path cannot be written, or is the text given."""
+    """Raise FileFormatError if a file at this path cannot be written, or is the file given."""
     if path.exists() and _is_path(given) and path.samefile(given):
-        raise FileFormatError(f"{path} would replace the text", "the name of another file")
+        raise FileFormatError(
+            f"{path} would replace the file that was read", "the name of another file"
+        )
     if path.is_dir():
         raise FileFormatError(f"{path} is a directory", "the name of a file to write")
     if not path.parent.is_dir():

@@ -106,3 +106,22 @@ def whole(name: str, value: Any) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise OptionError(f"{name}={value!r})", "a whole number, 1 or more")
     return int(value)
+
+
+def position(name: str, value: Any) -> int:
+    """Where something lies: below 2^53, so that distances are exact. Raises OptionError."""
+    whole_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole_number or abs(int(value)) >= 1 << 53:
+        raise OptionError(f"{name}={value!r})", "a whole number of positions")
+    return int(value)
+
+
+def group_codes(name: str, groups: Array) -> Array:
+    """Group numbers as the native core takes them; −1: none. Raises OptionError."""
+    if groups.size and groups.max() > np.iinfo(np.int32).max - 1:
+        raise OptionError(
+            f"{name} with group {groups.max()}", "group numbers below 2^31 - 1", "count from 0"
+        )
+    return np.ascontiguousarray(
+        np.maximum(groups, -1) if groups.dtype.kind == "i" else groups, np.int32
+    )

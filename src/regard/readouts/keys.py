@@ -9,7 +9,7 @@ import numpy as np
 from regard._arrays import as_numpy
 from regard.errors import OptionError, ShapeError
 from regard.masks import Extent
-from regard.readouts.base import Array, Dense, Pooled, ReadOut, TopQueries, whole
+from regard.readouts.base import Array, Dense, Pooled, ReadOut, TopQueries, group_codes, whole
 from regard.readouts.queries import largest
 
 __all__ = ["PooledMap", "Received", "Similarity", "TopQueriesOfKeys"]
@@ -29,15 +29,14 @@ class Received(ReadOut):
         groups: Any = None,
     ) -> None:
         super().__init__(extent, dtype)
-        if reduce not in _REDUCTIONS:
+        if reduce not in tuple(_REDUCTIONS):
             raise OptionError(f"received(reduce={reduce!r})", '"sum", "mean" or "max"')
         if queries is not None and groups is not None:
             raise OptionError("received(queries=…, groups=…)", "one of both")
         self.reduce, self.single = reduce, groups is None
         if groups is None:
             self.codes = np.full(extent.queries, -1, np.int32)
-            chosen = slice(None) if queries is None else queries
-            self.codes[chosen if isinstance(chosen, slice) else as_numpy(chosen)] = 0
+            self.codes[_chosen(queries, extent)] = 0
             self.count = 1
         else:
             self.codes = _query_groups(groups, extent)
@@ -169,4 +168,25 @@ def _query_groups(groups: Any, extent: Extent) -> Array:
         )
     if codes.shape != (extent.queries,):
         raise ShapeError(f"received(groups) of shape {codes.shape}", f"(Lq,) = ({extent.queries},)")
-    return np.ascontiguousarray(codes, np.int32)
+    return group_codes("received(groups)", codes)
+
+
+def _chosen(queries: Any, extent: Extent) -> Any:
+    """The queries to count, as NumPy takes an index."""
+    if queries is None:
+        return slice(None)
+    wrong = OptionError(f"received(queries={queries!r})", "a slice, indices, or booleans (Lq,)")
+    chosen = queries if isinstance(queries, slice) else as_numpy(queries)
+    if isinstance(chosen, np.ndarray):
+        chosen = chosen if chosen.size else chosen.astype(np.int64)
+        if chosen.dtype.kind not in "iub":
+            raise wrong
+    try:
+        np.empty(extent.queries)[chosen]
+    except IndexError as error:
+        raise ShapeError(
+            f"received(queries={queries!r})", f"some of {extent.queries} queries"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise wrong from error
+    return chosen

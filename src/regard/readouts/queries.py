@@ -9,7 +9,7 @@ import numpy as np
 from regard._arrays import as_numpy
 from regard.errors import OptionError, ShapeError
 from regard.masks import Extent
-from regard.readouts.base import Array, Dense, Edges, ReadOut, TopK, whole
+from regard.readouts.base import Array, Dense, Edges, ReadOut, TopK, group_codes, position, whole
 
 __all__ = [
     "Distance",
@@ -73,7 +73,7 @@ class Distance(_PerQuery):
 
     def __init__(self, extent: Extent, dtype: str, offset: int = 0) -> None:
         super().__init__(extent, dtype)
-        self.offset = offset
+        self.offset = position("distance(offset", offset)
 
     def fields(self) -> dict[str, Any]:
         return {**super().fields(), "distance_offset": self.offset}
@@ -87,7 +87,7 @@ class DistanceBins(_PerQuery):
 
     def __init__(self, extent: Extent, dtype: str, offset: int = 0) -> None:
         super().__init__(extent, dtype)
-        self.offset = offset
+        self.offset = offset = position("distance_bins(offset", offset)
         farthest = max(abs(extent.keys - 1 - offset), abs(extent.queries - 1 + offset), abs(offset))
         self.count = farthest.bit_length() + 1
 
@@ -108,7 +108,7 @@ class Offsets(_PerQuery):
     def __init__(self, extent: Extent, dtype: str, offsets: Any = (-1, 0, 1)) -> None:
         super().__init__(extent, dtype)
         self.offsets = np.atleast_1d(as_numpy(offsets))
-        if self.offsets.size and self.offsets.dtype.kind not in "iu":
+        if self.offsets.ndim > 1 or (self.offsets.size and self.offsets.dtype.kind not in "iu"):
             raise OptionError(f"offsets({offsets!r})", "whole numbers")
         self.offsets = self.offsets.astype(np.int64)
 
@@ -135,7 +135,7 @@ class Mass(_PerQuery):
         groups = _groups(keys, extent)
         self.single = groups.dtype == bool
         codes = np.where(groups, 0, -1) if self.single else groups
-        self.codes = np.ascontiguousarray(codes, np.int32)
+        self.codes = group_codes("mass(keys)", codes)
         self.count = max(int(self.codes.max(initial=-1)) + 1, 1 if self.single else 0)
 
     def fields(self) -> dict[str, Any]:
@@ -182,8 +182,8 @@ class Threshold(ReadOut):
 
     def __init__(self, extent: Extent, dtype: str, least: float = 0.1) -> None:
         super().__init__(extent, dtype)
-        if not 0 < least <= 1:
-            raise OptionError(f"threshold({least})", "a weight above 0 and at most 1")
+        if not isinstance(least, (int, float, np.number)) or not 0 < least <= 1:
+            raise OptionError(f"threshold({least!r})", "a weight above 0 and at most 1")
         self.least = float(least)
 
     def fields(self) -> dict[str, Any]:

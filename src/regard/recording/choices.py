@@ -80,9 +80,14 @@ def choice(model: nn.Module, layers: Any, heads: Any) -> Choice:
         raise OptionError(
             "heads by layer, and layers=", "one of the two", "the keys of heads= are the layers"
         )
+    wrong = OptionError(f"heads={heads!r}", "{layer: numbers of heads}", "leave it out for all")
+    if not heads or None in heads.values():
+        raise wrong
     by_layer: dict[Entry, list[int]] = {}
     for entry, numbers in heads.items():
-        (layer,) = _layers(model, entry) or [""]
+        if not isinstance(entry, str) and not _is_index(entry):
+            raise wrong
+        (layer,) = _layers(model, entry) or []
         by_layer[layer] = _heads(numbers) or []
     return Choice(None, by_layer)
 

@@ -197,7 +197,11 @@ class _Reader:
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise FileFormatError("it is no recording")
         if found.get("version") != _VERSION:
-            raise FileFormatError(f"a recording of version {found.get('version')}", f"{_VERSION}")
+            raise FileFormatError(
+                f"a recording of version {found.get('version')}",
+                f"{_VERSION}",
+                "read it with the version of regard that wrote it",
+            )
         return found
 
     def array(self, call: int, name: str, shape: tuple[int | None, ...]) -> Array:
@@ -234,6 +238,8 @@ def _read(reader: _Reader) -> Recording:
     for n, call in enumerate(index["calls"]):
         weights = _weights(reader, n, call)
         steps = [slice(int(start), int(stop)) for start, stop in call["steps"]]
+        if any(not 0 <= s.start <= s.stop <= weights.shape[2] for s in steps):
+            raise FileFormatError(f"call {n} has steps outside of its {weights.shape[2]} queries")
         heads = None if call["heads"] is None else tuple(map(int, call["heads"]))
         if heads is not None and len(heads) != weights.shape[1]:
             raise FileFormatError(f"call {n} names {len(heads)} heads of {weights.shape[1]}")

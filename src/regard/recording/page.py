@@ -138,7 +138,7 @@ def _rollouts(recording: Recording, texts: _Texts, batch: int) -> list[Call]:
     if not all(isinstance(w, AttentionWeights) and len(w.shape) > 3 for w in recording):
         return []
     one = [
-        replace(entry, source=fixed(entry.weights[batch : batch + 1]))  # type: ignore[index]
+        replace(entry, source=fixed(entry.weights[batch : batch + 1]))
         for entry in recording.entries
     ]
     try:

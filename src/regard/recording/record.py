@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from regard._arrays import as_numpy
-from regard.errors import OptionError, RegardError
+from regard.errors import FileFormatError, OptionError, RegardError
 from regard.masks import Normal
 from regard.operator import AttentionWeights
 from regard.recording.entry import Entry
@@ -104,8 +104,9 @@ class Recording(Sequence[Weights]):
         return rollout(self.entries, targets, layers=layers, norms=norms)
 
     def _value_norms(self, layers: Sequence[int] | None) -> list[Any]:
-        chosen = self.entries if layers is None else [self.entries[n] for n in layers]
-        flows = [entry.flow for entry in chosen]
+        from regard.recording.rollout import chosen
+
+        flows = [entry.flow for entry in chosen(self.entries, layers)]
         if any(flow is None for flow in flows):
             raise OptionError("by_value=True without values", remedy="watch with values=True")
         values = [as_numpy(flow.value).astype(np.float64) for flow in flows if flow is not None]
@@ -152,13 +153,16 @@ class Recording(Sequence[Weights]):
         changed from it to this.
 
         Raises: OptionError when nothing was recorded or there is no such batch element, ShapeError
-        when the recordings to compare differ in shape.
+        when the recordings to compare differ in shape, FileFormatError when it cannot be written.
         """
         from regard.recording.page import record
         from regard.viewer import write_page
 
         before = None if against is None else record(against, title=title, batch=batch)
-        write_page(record(self, title=title, batch=batch), path, against=before)
+        try:
+            write_page(record(self, title=title, batch=batch), path, against=before)
+        except OSError as error:
+            raise FileFormatError(f"{path} cannot be written: {error.strerror or error}") from error
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """In a notebook, the page of the first batch element, unless that would take long."""

@@ -21,7 +21,7 @@ from regard._arrays import as_numpy
 from regard.errors import ModelError, OptionError
 from regard.operator import AttentionWeights
 from regard.recording.entry import Entry
-from regard.recording.rollout import chain, unit_rows
+from regard.recording.rollout import chain, chosen, unit_rows
 
 __all__ = ["relevance"]
 
@@ -47,15 +47,17 @@ def relevance(
     Raises: OptionError, ModelError where values were not kept or there is no gradient.
     """
     operators = chain(entries, layers)
-    chosen = entries if layers is None else [entries[n] for n in layers]
-    flows = [entry.flow for entry in chosen]
+    found = chosen(entries, layers)
+    flows = [entry.flow for entry in found]
     if any(flow is None for flow in flows):
-        missing = next(e.name for e, flow in zip(chosen, flows, strict=True) if flow is None)
+        missing = next(e.name for e, flow in zip(found, flows, strict=True) if flow is None)
         raise OptionError(
             f"relevance without the values of {missing}",
             "a recording that holds them",
             "watch with values=True; calls of torch.nn.MultiheadAttention hold none",
         )
+    if not isinstance(score, Tensor):
+        raise OptionError(f"a score of type {type(score).__name__}", "a tensor with a gradient")
     if score.numel() != 1 or not score.requires_grad:
         raise OptionError(f"a score of shape {tuple(score.shape)}", "one number with a gradient")
     outputs = [flow.output for flow in flows if flow is not None]
@@ -64,6 +66,11 @@ def relevance(
             "attention outputs without gradients", "a forward outside of torch.no_grad()"
         )
     gradients = torch.autograd.grad(score, outputs, retain_graph=True, allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise ModelError(
+            "a score that depends on none of the attention outputs",
+            "a number that the model computed while it was watched",
+        )
     rows = unit_rows(operators[-1], targets)
     layers_down = list(zip(operators, flows, gradients, strict=True))[::-1]
     for weights, flow, gradient in layers_down:

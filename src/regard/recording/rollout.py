@@ -23,7 +23,7 @@ from regard.operator import AttentionWeights
 from regard.recording.entry import Entry
 from regard.selection import indices
 
-__all__ = ["chain", "on_operator", "rollout", "unit_rows"]
+__all__ = ["chain", "chosen", "on_operator", "rollout", "unit_rows"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -57,30 +57,44 @@ def rollout(
 
 def chain(entries: Sequence[Entry], layers: Sequence[int] | None) -> list[AttentionWeights]:
     """The operators of layers that follow one another. Raises OptionError."""
-    chosen = entries if layers is None else [entries[n] for n in layers]
-    if not chosen:
-        raise OptionError("a recording without layers", "one at least")
-    shapes = {entry.weights.shape[-2:] for entry in chosen} | {chosen[0].weights.shape[-2:][::-1]}
-    if len(shapes) > 1 or any(entry.kind == "cross" for entry in chosen):
+    found = chosen(entries, layers)
+    shapes = {entry.weights.shape[-2:] for entry in found} | {found[0].weights.shape[-2:][::-1]}
+    if len(shapes) > 1 or any(entry.kind == "cross" for entry in found):
         raise OptionError(
             f"layers of (Lq, Lk) = {', '.join(map(str, sorted(shapes)))}",
             "self attention over the same positions, in the order of the layers",
             "choose them with layers=[…]",
         )
-    found = [entry.weights for entry in chosen]
-    missing = [w.name for w in found if not isinstance(w, AttentionWeights)]
+    operators = [entry.weights for entry in found]
+    missing = [w.name for w in operators if not isinstance(w, AttentionWeights)]
     if missing:
         raise OptionError(
             f"only read-outs of {missing[0]}", "operators", 'watch with mode="lazy", or save arrays'
         )
-    return [weights for weights in found if isinstance(weights, AttentionWeights)]
+    return [weights for weights in operators if isinstance(weights, AttentionWeights)]
+
+
+def chosen(entries: Sequence[Entry], layers: Sequence[int] | None) -> Sequence[Entry]:
+    """The records that are the layers. Raises OptionError."""
+    try:
+        found = entries if layers is None else [entries[n] for n in layers]
+    except (IndexError, TypeError) as error:
+        raise OptionError(
+            f"layers={layers!r}", f"a list of records from 0 to {len(entries) - 1}"
+        ) from error
+    if not found:
+        raise OptionError("a recording without layers", "one at least")
+    return found
 
 
 def unit_rows(weights: AttentionWeights, targets: Any) -> Floats:
     """(B, C, L): for each target the vector that is 1 there."""
     batch, _, length, _ = weights.shape
-    chosen = indices(targets, length, "target")
-    return np.broadcast_to(np.eye(length)[chosen], (batch, len(chosen), length)).copy()
+    try:
+        places = indices(targets, length, "target")
+    except IndexError as error:
+        raise OptionError(f"targets={targets!r}", f"positions from 0 to {length - 1}") from error
+    return np.broadcast_to(np.eye(length)[places], (batch, len(places), length)).copy()
 
 
 def on_operator(weights: AttentionWeights, array: npt.NDArray[Any]) -> Any:

@@ -138,7 +138,7 @@ def _of_summary(summary: Summary, crosses: bool) -> Iterator[_Score]:
         yield "entropy", (share, counted & (visible > 1))
     for name in ("effective keys", "max weight"):
         if name.replace(" ", "_") in kept:
-            yield name, (_in_a_row(summary.read(name.replace(" ", "_"))), counted)
+            yield name, (_in_a_row(getattr(summary, name.replace(" ", "_"))()), counted)
     if kept.get("mass") == {"keys": 1}:
         yield "first token", (_in_a_row(summary.mass()), later)
     given = {key: value for key, value in kept.get("received", {}).items() if value is not None}
@@ -290,11 +290,7 @@ class _Heads:
 
 def sweep(weights: Weights, **wanted: Any) -> dict[str, Any]:
     """Read-outs as NumPy arrays, in one sweep; `wanted` names each with its keywords."""
-    if isinstance(weights, Summary):
-        found = {name: weights.read(name, **keywords) for name, keywords in wanted.items()}
-    else:
-        found = vars(weights.read(**wanted))
-    return {name: _as_numpy(result) for name, result in found.items()}
+    return {name: _as_numpy(result) for name, result in vars(weights.read(**wanted)).items()}
 
 
 def _as_numpy(result: Any) -> Any:

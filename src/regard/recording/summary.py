@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from regard._arrays import as_numpy
-from regard.errors import OptionError
-from regard.masks import Visibility
+from regard.errors import OptionError, ShapeError
+from regard.masks import Extent, Visibility
 from regard.operator import DEFAULT_READ_OUTS, AttentionWeights
+from regard.reading import namespace
 from regard.reading import requested as _keywords
 from regard.readouts import KINDS
 
@@ -69,7 +72,18 @@ class Summary:
         visible = self.visible[batch if len(self.visible) > 1 else 0]
         return Summary(self.shape[1:], kept, visible, self.scores, self.name)
 
-    def read(self, name: str, *given: Any, **keywords: Any) -> Any:
+    def read(self, *, read_outs: str | None = None, **wanted: Any) -> SimpleNamespace:
+        """Several read-outs, named as in `AttentionWeights.read`, of those that were kept."""
+        requests = _keywords(read_outs, wanted)
+        return namespace({name: self._one(name, **given) for name, given in requests.items()})
+
+    def __getitem__(self, index: Any) -> Any:
+        raise self._without("an index")
+
+    def __matmul__(self, value: Any) -> Any:
+        raise self._without("a product")
+
+    def _one(self, name: str, *given: Any, **keywords: Any) -> Any:
         """One read-out, as it was kept. Raises OptionError for one that was not."""
         wanted = _complete(name, keywords, *given)
         if name not in self._kept:
@@ -94,10 +108,13 @@ class Summary:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name in NAMES:
-            return lambda *given, **keywords: self.read(name, *given, **keywords)
+            return lambda *given, **keywords: self._one(name, *given, **keywords)
         if name.startswith("_") or not hasattr(AttentionWeights, name):
             raise AttributeError(f"'Summary' object has no attribute {name!r}")
-        raise OptionError(
+        raise self._without(name)
+
+    def _without(self, name: str) -> OptionError:
+        return OptionError(
             f"{name} of a call of which only read-outs were kept",
             f"one of {', '.join(self._kept)}",
             'watch with mode="lazy" for the operator of its weights',
@@ -125,7 +142,12 @@ def requested(read_outs: str | Mapping[str, Any]) -> dict[str, Keywords]:
         read_outs = STATISTICS
     if not isinstance(read_outs, Mapping):
         raise OptionError(f"read_outs={read_outs!r}", '"default", "heads" or a dict')
-    return _keywords(None, dict(read_outs))
+    found = _keywords(None, dict(read_outs))
+    for name, keywords in found.items():
+        if name in KINDS:
+            with contextlib.suppress(ShapeError):  # what depends on lengths is known with the call
+                KINDS[name](Extent((1,), 1, 1, 1), "float32", **keywords)
+    return found
 
 
 def summarise(
