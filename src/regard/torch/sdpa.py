@@ -1,4 +1,4 @@
-"""For PyTorch programs: PyTorch's own attention function, on Regard's kernels."""
+"""PyTorch's attention function, on Regard's kernels."""
 
 from __future__ import annotations
 
