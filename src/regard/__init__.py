@@ -18,6 +18,7 @@ from regard.merging import merge
 from regard.operator import AttentionWeights
 
 if TYPE_CHECKING:
+    from regard.acceleration import accelerate
     from regard.recording.files import load
     from regard.recording.watching import watch
 
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionWeights",
+    "accelerate",
     "attention",
     "causal",
     "documents",
@@ -43,8 +45,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Recordings are loaded on first use; `watch` needs PyTorch."""
-    homes = {"watch": "watching", "load": "files"}
+    """Recordings are loaded on first use; `accelerate` and `watch` need PyTorch."""
+    homes = {
+        "accelerate": "regard.acceleration",
+        "load": "regard.recording.files",
+        "watch": "regard.recording.watching",
+    }
     if name not in homes:
         raise AttributeError(f"module 'regard' has no attribute {name!r}")
-    return getattr(import_module(f"regard.recording.{homes[name]}"), name)
+    return getattr(import_module(homes[name]), name)

@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from regard import api
 from regard.errors import OptionError
 from regard.masks import causal
+from regard.torch.sdpa import autocast
 
 __all__ = ["attention"]
 
@@ -54,6 +55,7 @@ def attention(
         biases.append(attention_mask)
     else:
         mask = attention_mask
+    query, key, value = autocast(query, key, value)
     output = api.attention(
         *(array.transpose(1, 2) for array in (query, key, value)),
         mask=mask,

@@ -50,7 +50,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         batch_first = self.batch_first or not batched
         if not batched:
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        heads = _heads(self, *_project(self, query, key, value), batch_first, batched)
+        heads = _heads(self, _project(self, query, key, value), batch_first, batched)
         mask, bias = _masks(self, heads[0], key_padding_mask, attn_mask, is_causal)
         options = {"mask": mask, "bias": bias, "layout": "BLHD"}
         dropout_p = self.dropout if self.training else 0.0
@@ -58,7 +58,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         output = self.out_proj(output if batch_first else output.transpose(0, 1))
         weights = None
         if need_weights:
-            weights = _weights(*heads[:2], options)
+            weights = _weights(heads[0], heads[1], options)
             weights = weights.mean(1) if average_attn_weights else weights
         if batched:
             return output, weights
@@ -82,14 +82,12 @@ def _project(
 
 def _heads(
     module: nn.MultiheadAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    projected: tuple[Tensor, ...],
     batch_first: bool,
     batched: bool,
 ) -> list[Tensor]:
     """(B, L, H, D) each, with the keys and values that the module adds."""
-    tensors = [a if batched else a[None] for a in (query, key, value)]
+    tensors = [a if batched else a[None] for a in projected]
     tensors = [a if batch_first else a.transpose(0, 1) for a in tensors]
     if module.bias_k is not None and module.bias_v is not None:
         for n, added in ((1, module.bias_k), (2, module.bias_v)):
