@@ -99,7 +99,7 @@ class Acceleration:
 
     def forward(self, name: str, module: nn.Module, function: Any) -> None:
         """Give the module another forward, beside its class's."""
-        module.forward = MethodType(function, module)  # type: ignore[method-assign]
+        module.forward = MethodType(function, module)
         self._undo.append(lambda: delattr(module, "forward"))
         how = (
             "scaled_dot_product_attention" if function is _through_regard else "MultiheadAttention"
@@ -159,7 +159,8 @@ def _calls_attention(function: tuple[CodeType, dict[str, Any]], deeper: bool = T
         found = names.get(name)
         if name == "scaled_dot_product_attention" or any(found is known for known in _FUNCTIONS):
             return True
-        follow = deeper and isinstance(found, FunctionType)
-        if follow and _calls_attention((found.__code__, found.__globals__), deeper=False):
-            return True
+        if isinstance(found, FunctionType) and deeper:
+            inner = found.__code__, found.__globals__
+            if _calls_attention(inner, deeper=False):
+                return True
     return False

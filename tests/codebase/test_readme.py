@@ -1,4 +1,4 @@
-"""The README's Python runs, as it stands."""
+"""The Python of the README and of the pages for frameworks runs, as it stands."""
 
 from __future__ import annotations
 
@@ -33,3 +33,13 @@ def test_watching_a_model_as_in_the_readme_runs(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "changed.html").stat().st_size > 10_000
     assert (tmp_path / "attention.html").stat().st_size > 10_000
     assert "encoder.layer.0.attention" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["torch", "huggingface"])
+def test_the_pages_for_frameworks_run(page, capsys):
+    pytest.importorskip("transformers" if page == "huggingface" else page)
+    text = (README.parent / "docs" / f"{page}.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(block, names)
+    assert "attends with Regard" in capsys.readouterr().out
