@@ -90,3 +90,10 @@ def test_a_paged_cache_is_refused():
     q = torch.randn(1, 2, 5, 8)
     with pytest.raises(OptionError, match="paged"):
         regard.huggingface.attention(torch.nn.Identity(), q, q, q, None, cache=object())
+
+
+def test_autocast_makes_types_alike_as_for_sdpa():
+    q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = regard.huggingface.attention(torch.nn.Identity(), q, k, v.bfloat16(), None)
+    assert output.dtype == torch.bfloat16
