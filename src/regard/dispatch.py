@@ -171,7 +171,7 @@ def _describe_mask(problem: Problem) -> str:
 def _describe_precision(isa: str) -> str:
     if isa != "amx":
         return f"high is allowed, but changes nothing on {isa}"
-    return "high: products of two parts in bfloat16, off by up to 2⁻¹⁶ (where 96 rows share keys)"
+    return "high: products of two parts in bfloat16, off by about 2⁻¹⁶ (where 96 rows share keys)"
 
 
 def _write(target: Any, result: npt.NDArray[Any] | None) -> None:

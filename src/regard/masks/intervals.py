@@ -95,28 +95,6 @@ class Visibility:
             seen = seen & _inside(self.intervals, np.arange(keys, dtype=np.int32))
         return np.broadcast_to(seen, np.broadcast_shapes(seen.shape, (1, 1, 1, keys)))
 
-    def block(self, batch: int, head: int, rows: slice, keys: slice) -> Bools | None:
-        """(rows|1, keys|1) boolean of one head's block; None if all of it is seen."""
-        seen: Bools | None = None
-        if self.intervals is not None:
-            pairs = _at(self.intervals, batch, head, rows)
-            seen = _inside(pairs, np.arange(keys.start, keys.stop, dtype=np.int32))
-        if self.dense is not None:
-            part = _at(self.dense, batch, head, rows)
-            part = part if part.shape[-1] == 1 else part[:, keys]
-            seen = part if seen is None else seen & part
-        return seen
-
-    def key_range(self, batch: int, head: int, rows: slice, keys: int) -> slice:
-        """The smallest range of keys that holds every interval of these rows."""
-        if self.intervals is None:
-            return slice(0, keys)
-        pairs = _at(self.intervals, batch, head, rows)
-        pairs = pairs[pairs[..., 0] < pairs[..., 1]]
-        if not pairs.size:
-            return slice(0, 0)
-        return slice(int(pairs[..., 0].min()), int(pairs[..., 1].max()))
-
     def select(self, batch: npt.NDArray[np.int64], heads: npt.NDArray[np.int64]) -> Visibility:
         """The same for some batch elements and heads only, by their indices."""
 
@@ -149,12 +127,6 @@ def runs(keep: Bools) -> Ints:
 
 def _fits(size: int, wanted: int) -> bool:
     return size in (1, wanted)
-
-
-def _at(array: npt.NDArray[Any], batch: int, head: int, rows: slice) -> npt.NDArray[Any]:
-    part: npt.NDArray[Any] = array[batch if array.shape[0] > 1 else 0]
-    part = part[head if part.shape[0] > 1 else 0]
-    return part if part.shape[0] == 1 else part[rows]
 
 
 def _inside(pairs: Ints, keys: Ints) -> Bools:
