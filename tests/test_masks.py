@@ -232,3 +232,55 @@ def test_a_mask_is_neither_true_nor_false():
 def test_a_window_open_on_both_sides_hides_nothing():
     for mask in (regard.window(None, None), regard.window(None, None, 3) & regard.prefix(9)):
         assert seen(mask, Extent((2,), 3, 5, 7)).all()
+
+
+@pytest.mark.parametrize("border", ["clip", "shift"])
+@pytest.mark.parametrize("shape", [7, (3, 5), (2, 3, 4), (1, 6), (4, 0)])
+@pytest.mark.parametrize("radius", [0, 1, 2, 9])
+def test_a_neighborhood_is_near_along_every_axis(shape, radius, border):
+    sizes = (shape,) if isinstance(shape, int) else shape
+    cells = np.stack(np.meshgrid(*map(np.arange, sizes), indexing="ij"), -1).reshape(-1, len(sizes))
+    centre = cells[:, None]
+    if border == "shift":  # the nearest cell whose whole neighbourhood lies inside
+        within = np.array([min(radius, (size - 1) // 2) for size in sizes])
+        last = np.array(sizes) - 1 - np.array([min(radius, size // 2) for size in sizes])
+        centre = np.clip(centre, within, np.maximum(last, within))
+    near = (np.abs(cells[None] - centre) <= radius).all(-1)
+    mask = regard.neighborhood(shape, radius, border=border)
+    found = seen(mask, Extent((2,), 3, len(cells), len(cells)))
+    assert np.array_equal(found[1, 2], near)
+
+
+def test_neighborhoods_have_a_radius_for_each_axis_and_fit_their_grid():
+    found = seen(regard.neighborhood((3, 4), (0, 2)), Extent((1,), 1, 12, 12))[0, 0]
+    i, j = grid(12, 12)
+    assert np.array_equal(found, (i // 4 == j // 4) & (abs(i % 4 - j % 4) <= 2))
+    with pytest.raises(MaskError, match="12 cells of the grid"):
+        seen(regard.neighborhood((3, 4), 1), Extent((1,), 1, 12, 13))
+    with pytest.raises(OptionError, match="one radius or one for each"):
+        regard.neighborhood((3, 4), (1, 1, 1))
+    with pytest.raises(OptionError, match="0 or more"):
+        regard.neighborhood((3, 4), -1)
+    with pytest.raises(OptionError, match='"clip" or "shift"'):
+        regard.neighborhood((3, 4), 1, border="wrap")
+
+
+@given(st.integers(1, 4), st.integers(1, 4), sizes, sizes, st.integers(2, 4), st.data())
+def test_blocks_switch_on_what_falls_in_them(rows, columns, queries, keys, rank, data):
+    lead = (2, 3)[4 - rank :]
+    shape = (*lead, -(-queries // rows), -(-keys // columns))
+    on = np.random.default_rng(data.draw(st.integers(0, 99))).random(shape) < 0.5
+    i, j = grid(queries, keys)
+    expected = on[..., i // rows, j // columns]
+    found = seen(regard.blocks(on, (rows, columns)), Extent((2,), 3, queries, keys))
+    assert np.array_equal(found, np.broadcast_to(expected, found.shape))
+
+
+def test_blocks_of_another_shape_say_which_was_wanted():
+    on = np.ones((2, 3), bool)
+    with pytest.raises(MaskError, match=r"\(Lq / 4, Lk / 4\) = \(2, 2\)"):
+        seen(regard.blocks(on, 4), Extent((1,), 1, 8, 8))
+    with pytest.raises(MaskError, match="boolean, a row for each block"):
+        regard.blocks(np.ones((2, 2)), 4)
+    with pytest.raises(OptionError, match="1 or more"):
+        regard.blocks(on, 0)

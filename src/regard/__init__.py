@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from regard import errors
 from regard.api import attention, plan, scores, weights
-from regard.masks import causal, documents, keys, lengths, prefix, window
+from regard.masks import (
+    blocks,
+    causal,
+    documents,
+    keys,
+    lengths,
+    neighborhood,
+    prefix,
+    window,
+)
 from regard.merging import merge
 from regard.operator import AttentionWeights
 
@@ -28,6 +37,7 @@ __all__ = [
     "AttentionWeights",
     "accelerate",
     "attention",
+    "blocks",
     "causal",
     "documents",
     "errors",
@@ -35,6 +45,7 @@ __all__ = [
     "lengths",
     "load",
     "merge",
+    "neighborhood",
     "plan",
     "prefix",
     "scores",

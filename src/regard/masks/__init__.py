@@ -6,6 +6,7 @@ intervals.py, which is all that a kernel sees.
 """
 
 from regard.masks.base import Mask, Normal, as_mask, flatten, rebuild, visibility
+from regard.masks.grids import blocks, neighborhood
 from regard.masks.intervals import EVERYTHING, Extent, Visibility
 from regard.masks.positions import causal, prefix, window
 from regard.masks.sequences import documents, keys, lengths
@@ -17,11 +18,13 @@ __all__ = [
     "Normal",
     "Visibility",
     "as_mask",
+    "blocks",
     "causal",
     "documents",
     "flatten",
     "keys",
     "lengths",
+    "neighborhood",
     "prefix",
     "rebuild",
     "visibility",

@@ -14,7 +14,7 @@ from regard._arrays import as_numpy, dtype_name, is_array
 from regard.errors import MaskError
 from regard.masks.intervals import EVERYTHING, Extent, Visibility
 
-__all__ = ["Mask", "Normal", "as_mask", "check_dense", "flatten", "rebuild", "visibility"]
+__all__ = ["Mask", "Normal", "as_mask", "check_dense", "flat", "flatten", "rebuild", "visibility"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +119,7 @@ class Dense(Mask):
     def visibility(self, extent: Extent) -> Visibility:
         seen = as_numpy(self.seen)
         check_dense(seen.shape, extent)
-        seen = seen.reshape((1,) * (len(extent.shape) - seen.ndim) + seen.shape)
-        batch, rest = seen.shape[:-3], seen.shape[-3:]
-        if all(size == 1 for size in batch):
-            return Visibility(dense=seen.reshape(1, *rest))
-        seen = np.broadcast_to(seen, extent.batch + rest)
-        return Visibility(dense=seen.reshape(extent.flat_batch, *rest))
+        return Visibility(dense=flat(seen, extent))
 
     def __repr__(self) -> str:
         return f"array{tuple(self.seen.shape)}"
@@ -203,6 +198,15 @@ def rebuild(structure: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
         else:
             fields.append(arrays[content] if kind == "array" else content)
     return Mask._classes[name](*fields)
+
+
+def flat(array: npt.NDArray[Any], extent: Extent) -> npt.NDArray[Any]:
+    """(B|1, H|1, rows, columns) of an array that broadcasts to (*batch, H, rows, columns)."""
+    array = array.reshape((1,) * (len(extent.shape) - array.ndim) + array.shape)
+    batch, rest = array.shape[:-3], array.shape[-3:]
+    if all(size == 1 for size in batch):
+        return array.reshape(1, *rest)
+    return np.broadcast_to(array, extent.batch + rest).reshape(extent.flat_batch, *rest)
 
 
 def check_dense(shape: tuple[int, ...], extent: Extent) -> None:

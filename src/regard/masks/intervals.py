@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EVERYTHING", "MOST_INTERVALS", "Extent", "Visibility", "interval", "runs"]
+__all__ = ["EVERYTHING", "MOST_INTERVALS", "Extent", "Visibility", "interval", "runs", "stack"]
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
 # More intervals a query than this cost a kernel more than reading a dense mask does.
-MOST_INTERVALS = 8
+MOST_INTERVALS = 16
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,15 @@ def runs(keep: Bools) -> Ints:
     """(n, 2) start and stop of each run of True in a vector."""
     edges = np.flatnonzero(np.diff(keep.astype(np.int8), prepend=0, append=0))
     return edges.reshape(-1, 2).astype(np.int32)
+
+
+def stack(parts: list[Ints], *lead: int) -> Ints:
+    """Stack (*lead, n, 2) of different n along a new first dimension, padded with empty pairs."""
+    most = max([1, *(part.shape[-2] for part in parts)])
+    stacked = np.zeros((len(parts), *lead, most, 2), np.int32)
+    for row, part in zip(stacked, parts, strict=True):
+        row[..., : part.shape[-2], :] = part
+    return stacked
 
 
 def _fits(size: int, wanted: int) -> bool:

@@ -19,6 +19,7 @@ from regard.masks.intervals import (
     Visibility,
     interval,
     runs,
+    stack,
 )
 
 __all__ = ["documents", "keys", "lengths"]
@@ -53,7 +54,7 @@ class Keys(Mask):
         found = [runs(row) for row in keep]
         if max(map(len, found), default=0) > MOST_INTERVALS:
             return Visibility(dense=keep[:, None, None, :])
-        return Visibility(_stack(found)[:, None, None])
+        return Visibility(stack(found)[:, None, None])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,7 +74,7 @@ class Documents(Mask):
         if max((p.shape[1] for p in pairs), default=0) > MOST_INTERVALS:
             same = (ids[:, :, None] == key_ids[:, None, :]) & (ids[:, :, None] >= 0)
             return Visibility(dense=same[:, None])
-        return Visibility(_stack(pairs, extent.queries)[:, None])
+        return Visibility(stack(pairs, extent.queries)[:, None])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -163,12 +164,3 @@ def _document_runs(ids: npt.NDArray[Any], key_ids: npt.NDArray[Any]) -> npt.NDAr
     slots = first[:, None] + np.arange(most)
     found = pairs[np.minimum(slots, len(pairs) - 1)] if len(pairs) else np.zeros((*slots.shape, 2))
     return np.where((np.arange(most) < count[:, None])[..., None], found, 0).astype(np.int32)
-
-
-def _stack(parts: list[npt.NDArray[np.int32]], *lead: int) -> npt.NDArray[np.int32]:
-    """Stack (*lead, n, 2) of different n along a new first dimension, padded with empty pairs."""
-    most = max([1, *(part.shape[-2] for part in parts)])
-    stacked = np.zeros((len(parts), *lead, most, 2), np.int32)
-    for row, part in zip(stacked, parts, strict=True):
-        row[..., : part.shape[-2], :] = part
-    return stacked
