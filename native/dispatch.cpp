@@ -112,6 +112,22 @@ bool needs_value(const regard_problem &p) {
   return p.batch && p.heads && p.queries && p.keys && p.value_size;
 }
 
+bool valid(const regard_problem &p, const regard_gradients &g) {
+  if (needs_value(p)) {
+    if (!p.value.data || !g.d_output.data) return false;
+    const bool scores = g.d_query.data || g.d_key.data || g.d_bias.data || g.d_sinks;
+    if (!g.lse || (scores && !g.output.data)) return false;
+  }
+  return (!g.d_sinks || p.sinks) && (!g.d_bias.data || p.bias.data);
+}
+
+bool valid(const regard_edges *e) {
+  if (!e || e->count < 0 || e->count > INT32_MAX || !e->query_starts || !e->key_starts)
+    return false;
+  const bool listed = e->query_keys && e->query_edges && e->key_queries && e->key_edges;
+  return e->count == 0 || listed;
+}
+
 bool valid(const regard_readouts_request &q) {
   if (q.bins && q.bin_count < 1) return false;
   if (q.top_weights && (q.top_count < 1 || !q.top_keys)) return false;
@@ -144,15 +160,7 @@ int regard_forward(const regard_problem *problem, const regard_array *output, vo
 int regard_backward(const regard_problem *problem, const regard_gradients *gradients) {
   const Kernels *kernels = chosen().load();
   if (!kernels) return REGARD_UNKNOWN_ISA;
-  if (!valid(problem) || !gradients) return REGARD_BAD_ARGUMENT;
-  if (needs_value(*problem)) {
-    if (!problem->value.data || !gradients->d_output.data) return REGARD_BAD_ARGUMENT;
-    const bool scores = gradients->d_query.data || gradients->d_key.data ||
-                        gradients->d_bias.data || gradients->d_sinks;
-    if (!gradients->lse || (scores && !gradients->output.data)) return REGARD_BAD_ARGUMENT;
-  }
-  if (gradients->d_sinks && !problem->sinks) return REGARD_BAD_ARGUMENT;
-  if (gradients->d_bias.data && !problem->bias.data) return REGARD_BAD_ARGUMENT;
+  if (!valid(problem) || !gradients || !valid(*problem, *gradients)) return REGARD_BAD_ARGUMENT;
   return kernels->backward(*problem, *gradients);
 }
 
@@ -183,6 +191,26 @@ int regard_readouts(const regard_problem *problem, const regard_array *output, v
   const regard_array &y = output ? *output : absent;
   if (y.data && !problem->value.data && needs_value(*problem)) return REGARD_BAD_ARGUMENT;
   return kernels->readouts(*problem, y, lse, *request);
+}
+
+int regard_graph_forward(const regard_problem *problem, const regard_edges *edges,
+                         const regard_array *output, void *lse, void *weights) {
+  const Kernels *kernels = chosen().load();
+  if (!kernels) return REGARD_UNKNOWN_ISA;
+  if (!valid(problem) || !valid(edges)) return REGARD_BAD_ARGUMENT;
+  const regard_array absent = {};
+  const regard_array &y = output ? *output : absent;
+  if (y.data && !problem->value.data && needs_value(*problem)) return REGARD_BAD_ARGUMENT;
+  return kernels->graph_forward(*problem, *edges, y, lse, weights);
+}
+
+int regard_graph_backward(const regard_problem *problem, const regard_edges *edges,
+                          const regard_gradients *gradients) {
+  const Kernels *kernels = chosen().load();
+  if (!kernels) return REGARD_UNKNOWN_ISA;
+  if (!valid(problem) || !valid(edges) || !gradients) return REGARD_BAD_ARGUMENT;
+  if (!valid(*problem, *gradients)) return REGARD_BAD_ARGUMENT;
+  return kernels->graph_backward(*problem, *edges, *gradients);
 }
 
 int regard_abi_version(void) { return REGARD_ABI_VERSION; }

@@ -60,7 +60,7 @@ def _plain(prob: Problem) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     if prob.softcap:
         s = prob.softcap * torch.tanh(s / prob.softcap)
     if prob.bias is not None:
-        s = s + leaves["bias"].to(s.dtype)
+        s = s + _bias(prob, leaves["bias"]).to(s.dtype)
     seen = torch.from_numpy(np.array(prob.visibility.as_dense(prob.extent.keys)))
     s = s.masked_fill(~seen, torch.finfo(s.dtype).min / 2)
     if prob.sinks is not None:
@@ -71,6 +71,18 @@ def _plain(prob: Problem) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         keep = kept(prob.dropout_seed, prob.dropout_p, *p.shape)
         p = p * torch.from_numpy(keep) / (1 - prob.dropout_p)
     return p @ v, leaves
+
+
+def _bias(prob: Problem, bias: torch.Tensor) -> torch.Tensor:
+    """That of a graph's edges as a dense array."""
+    edges = prob.visibility.edges
+    if edges is None:
+        return bias
+    queries, keys, numbers = map(torch.from_numpy, edges.pairs)
+    each = bias.expand(prob.bias_extent.shape)[..., 0, :]
+    dense = torch.zeros(prob.extent.shape, dtype=bias.dtype)
+    dense[..., queries, keys] = each[..., numbers.long()]
+    return dense
 
 
 def error(actual: Any, truth: np.ndarray) -> float:

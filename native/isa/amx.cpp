@@ -48,6 +48,15 @@ int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
   return avx512_kernels.scores(p, request);
 }
 
+int graph_forward_by_avx512(const regard_problem &p, const regard_edges &edges,
+                            const regard_array &output, void *lse, void *weights) {
+  return avx512_kernels.graph_forward(p, edges, output, lse, weights);
+}
+int graph_backward_by_avx512(const regard_problem &p, const regard_edges &edges,
+                             const regard_gradients &gradients) {
+  return avx512_kernels.graph_backward(p, edges, gradients);
+}
+
 int readouts_or_avx512(const regard_problem &p, const regard_array &output, void *lse,
                        const regard_readouts_request &request) {
   const bool own = scores_pay(p);
@@ -71,7 +80,12 @@ int readouts_or_avx512(const regard_problem &p, const regard_array &output, void
 #endif
 
 namespace regard {
-const Kernels amx_kernels = {"amx", amx::forward_or_avx512, amx::backward_or_avx512,
-                             amx::scores_by_avx512, amx::readouts_or_avx512};
+const Kernels amx_kernels = {"amx",
+                             amx::forward_or_avx512,
+                             amx::backward_or_avx512,
+                             amx::scores_by_avx512,
+                             amx::readouts_or_avx512,
+                             amx::graph_forward_by_avx512,
+                             amx::graph_backward_by_avx512};
 }
 #endif

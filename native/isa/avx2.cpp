@@ -209,7 +209,8 @@ REGARD_INLINE void store_bfloat16(uint16_t *p, F a, int64_t n) {
 #endif
 
 namespace regard {
-const Kernels avx2_kernels = {avx2::kName, avx2::forward, avx2::backward, avx2::scores,
-                              avx2::readouts};
+const Kernels avx2_kernels = {avx2::kName,         avx2::forward,  avx2::backward,
+                              avx2::scores,        avx2::readouts, avx2::graph_forward,
+                              avx2::graph_backward};
 }
 #endif

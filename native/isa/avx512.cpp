@@ -32,7 +32,8 @@ int avx512_forward_block(const regard_problem &p, const regard_array &output, vo
 #endif
 
 namespace regard {
-const Kernels avx512_kernels = {"avx512", avx512::forward, avx512::backward, avx512::scores,
-                                avx512::readouts};
+const Kernels avx512_kernels = {
+    "avx512",         avx512::forward,       avx512::backward,      avx512::scores,
+    avx512::readouts, avx512::graph_forward, avx512::graph_backward};
 }
 #endif

@@ -193,6 +193,7 @@ REGARD_INLINE Vec<T> zip_high(Vec<T> a, Vec<T> b) {
 #include "kernel/kernel.h"
 
 namespace regard {
-const Kernels baseline_kernels = {baseline::kName, baseline::forward, baseline::backward,
-                                  baseline::scores, baseline::readouts};
+const Kernels baseline_kernels = {
+    baseline::kName,    baseline::forward,       baseline::backward,      baseline::scores,
+    baseline::readouts, baseline::graph_forward, baseline::graph_backward};
 }

@@ -20,6 +20,10 @@ struct Kernels {
   int (*scores)(const regard_problem &problem, const ScoresRequest &request);
   int (*readouts)(const regard_problem &problem, const regard_array &output, void *lse,
                   const regard_readouts_request &request);
+  int (*graph_forward)(const regard_problem &problem, const regard_edges &edges,
+                       const regard_array &output, void *lse, void *weights);
+  int (*graph_backward)(const regard_problem &problem, const regard_edges &edges,
+                        const regard_gradients &gradients);
 };
 
 extern const Kernels baseline_kernels;

@@ -33,5 +33,6 @@
 #include "kernel/pieces.h"
 #include "kernel/backward.h"
 #include "kernel/bias_gradient.h"
+#include "kernel/graph.h"
 
 #endif

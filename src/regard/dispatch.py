@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regard.errors import BackendError
+from regard.errors import BackendError, MaskError
 from regard.kernels import native, reference
 from regard.kernels.native import Prepared
 from regard.problem import Problem
@@ -20,6 +20,7 @@ __all__ = [
     "choose",
     "dense",
     "forward",
+    "on_edges",
     "plan",
     "prepare",
     "read_out",
@@ -74,11 +75,14 @@ def plan(problem: Problem, backend: str | None) -> Plan:
     if seen.intervals is not None and seen.intervals.size:
         sizes = (seen.intervals[..., 1] - seen.intervals[..., 0]).astype(np.int64).sum(axis=-1)
         details["work"] = f"{sizes.mean() / max(1, extent.keys):.1%} of {pairs:,} pairs"
+    elif seen.edges is not None:
+        edges = len(seen.edges.by_query.others) * extent.flat_batch * extent.heads
+        details["work"] = f"{edges / max(1, pairs):.2%} of {pairs:,} pairs"
     else:
         details["work"] = f"{pairs:,} pairs of query and key"
     if name == "native":
         details["runs on"] = f"{native.isa()}, {native.threads()} threads"
-        details["memory"] = "linear in length"
+        details["memory"] = "linear in length" if seen.edges is None else "linear in edges"
         if problem.precision == "high" and problem.dtype == "float32":
             details["precision"] = _describe_precision(native.isa())
     else:
@@ -102,7 +106,7 @@ def forward(problem: Problem, output: Any, lse: Any, backend: str | None = None)
 def prepare(problem: Problem, output: Any, backend: str | None = None) -> Prepared | None:
     """`forward` and `backward` for all problems like this one; None where there is no such way.
 
-    The problem has neither sinks nor dropout.
+    The problem has neither sinks nor dropout nor a graph.
     """
     return native.prepare(problem, output) if choose(backend)[0] == "native" else None
 
@@ -149,6 +153,24 @@ def read_out(
     native.read_out(problem, output, lse, fields)
 
 
+def on_edges(problem: Problem, backend: str | None = None) -> npt.NDArray[Any]:
+    """(B, H, n) weights along the edges of a graph, in the caller's order. Raises: MaskError."""
+    edges, extent = problem.visibility.edges, problem.extent
+    if edges is None:
+        raise MaskError(
+            f"weights on edges, with mask {problem.mask!r}",
+            "mask=regard.graph(edges)",
+            "edges(at_least=…) lists the large weights under any mask",
+        )
+    found = np.zeros((extent.flat_batch, extent.heads, edges.count), problem.accumulation_dtype)
+    if choose(backend)[0] == "native":
+        native.forward_on_edges(problem, None, None, found)
+    else:
+        queries, keys, numbers = edges.pairs
+        found[..., numbers] = reference.weights(problem)[0][..., queries, keys]
+    return found
+
+
 def dense(problem: Problem) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Scores and weights (B, H, Lq, Lk) in float64: memory quadratic in length."""
     return reference.scores(problem), reference.weights(problem)[0]
@@ -163,6 +185,8 @@ def _describe_mask(problem: Problem) -> str:
         parts.append(
             f"{seen.intervals.shape[-2]} interval(s) of keys a query; tiles outside skipped"
         )
+    if seen.edges is not None:
+        parts.append(f"{len(seen.edges.by_query.others)} edges; nothing else is computed")
     if seen.dense is not None:
         parts.append(f"a dense array {seen.dense.shape}")
     return f"{shown}: {' and '.join(parts) or 'hides nothing'}"

@@ -129,6 +129,15 @@ class AttentionWeights(ReadOuts):
                 values[b, h, n] = self._block(b, h, *pair)[0, 0]
         return self._out(values.astype(host.accumulation_dtype))
 
+    def on_edges(self) -> Any:
+        """The weights along the edges of a graph, as the caller numbers them: (B, H, n).
+
+        Memory is linear in the edges. Raises: MaskError where the mask is no regard.graph().
+        """
+        self._check_fresh()
+        problem, backend = self._front.host(self._problem.replace(value=None), self._backend)
+        return self._out(dispatch.on_edges(problem, backend))
+
     def dense(self) -> Any:
         """The matrix (B, H, Lq, Lk): memory quadratic in length."""
         return self._dense(None, None)
@@ -249,10 +258,14 @@ class AttentionWeights(ReadOuts):
         return {name: self._out_any(found[name]) for name in requests}
 
     def _host(self) -> Problem:
-        """The problem with its arrays in main memory."""
+        """The problem with its arrays in main memory, and a graph as a dense mask."""
         self._check_fresh()
         if self._on_host is None:
-            self._on_host, self._reader = self._front.host(self._problem, self._backend)
+            host, self._reader = self._front.host(self._problem, self._backend)
+            dense = host.without_edges()
+            if dense.bias is not host.bias:
+                dense = dense.replace(bias=self._front.from_numpy(dense.bias, host.query))
+            self._on_host = dense
         return self._on_host
 
     def _host_lse(self) -> npt.NDArray[Any]:

@@ -14,15 +14,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from regard._arrays import dtype_name
-from regard.errors import DtypeError, OptionError, ShapeError
-from regard.masks import Extent, Mask, Visibility, as_mask, flatten, rebuild, visibility
+import numpy as np
+
+from regard._arrays import as_numpy, dtype_name
+from regard.errors import DtypeError, MaskError, OptionError, ShapeError
+from regard.masks import (
+    Extent,
+    Mask,
+    Normal,
+    Visibility,
+    as_mask,
+    edge_count,
+    flatten,
+    rebuild,
+    visibility,
+)
 
 __all__ = ["DTYPES", "LAYOUTS", "PRECISIONS", "Problem", "make"]
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 LAYOUTS = ("BHLD", "BLHD")
 PRECISIONS = (None, "highest", "high")
+
+_MOST_DENSE = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +61,12 @@ class Problem:
         """The sizes that masks and biases are broadcast to."""
         *batch, heads, queries, _ = self.query.shape
         return Extent(tuple(batch), heads, queries, self.key.shape[-2])
+
+    @property
+    def bias_extent(self) -> Extent:
+        """The sizes that a bias is broadcast to: of a graph (*batch, H, 1, edges)."""
+        count, extent = edge_count(self.mask), self.extent
+        return extent if count is None else Extent(extent.batch, extent.heads, 1, count)
 
     @property
     def key_heads(self) -> int:
@@ -96,6 +116,29 @@ class Problem:
     def visibility(self) -> Visibility:
         """Which query sees which key, in the normal form."""
         return visibility(self.mask, self.extent)
+
+    def without_edges(self) -> Problem:
+        """The same problem, a graph as a dense mask: memory quadratic in length, no gradients."""
+        edges = self.visibility.edges
+        if edges is None:
+            return self
+        extent, bias = self.extent, None
+        pairs = extent.queries * extent.keys
+        if pairs > _MOST_DENSE:
+            raise MaskError(
+                f"a graph of {extent.queries} queries and {extent.keys} keys as a dense mask",
+                f"at most {_MOST_DENSE} pairs, for what is not computed along the edges",
+                "ask for lse() and on_edges(), or for the queries that matter",
+            )
+        if self.bias is not None:
+            given = as_numpy(self.bias).astype(self.accumulation_dtype)
+            lead = given.shape[:-2]
+            queries, keys, numbers = edges.pairs
+            bias = np.zeros((*lead, extent.queries, extent.keys), given.dtype)
+            each = np.broadcast_to(given, (*given.shape[:-1], edges.count))
+            bias[..., queries, keys] = each[..., numbers].reshape(*lead, len(numbers))
+        dense = self.visibility.as_dense(extent.keys)
+        return self.replace(mask=Normal(None, dense), bias=bias)
 
     def replace(self, **changes: Any) -> Problem:
         """The same problem with some fields changed."""
@@ -258,12 +301,13 @@ def _check_sizes(query: Any, key: Any, value: Any) -> None:
 def _check_bias(problem: Problem) -> None:
     if problem.bias is None:
         return
-    shape, extent = tuple(problem.bias.shape), problem.extent
+    shape, extent = tuple(problem.bias.shape), problem.bias_extent
     if extent.fits(shape):
         return
+    letters = "(B, H, Lq, Lk)" if extent == problem.extent else "(B, H, 1, edges)"
     raise ShapeError(
         f"bias of shape {shape}",
-        f"one that broadcasts to (B, H, Lq, Lk) = {extent.shape}",
+        f"one that broadcasts to {letters} = {extent.shape}",
         "add dimensions of size 1 where it is shared",
     )
 

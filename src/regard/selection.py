@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from regard._arrays import as_numpy
 from regard.errors import OptionError
-from regard.masks import Normal
+from regard.masks import normal
 from regard.problem import Problem
 
 __all__ = ["Selection", "indices", "select", "spans", "visible"]
@@ -127,7 +127,7 @@ def _apply(problem: Problem, kept: list[slice]) -> Problem:
     return problem.replace(
         query=problem.query[tuple(kept)],
         key=_key_heads(problem, tuple(batch), heads),
-        mask=None if seen.sees_everything else Normal(seen.intervals, seen.dense),
+        mask=normal(seen),
         bias=bias,
         sinks=None if problem.sinks is None else problem.sinks[head_slice],
     )

@@ -38,11 +38,18 @@ def test_watching_a_model_as_in_the_readme_runs(capsys, tmp_path, monkeypatch):
     assert "encoder.layer.0.attention" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", ["torch", "huggingface"])
-def test_the_pages_for_frameworks_run(page, capsys):
-    pytest.importorskip("transformers" if page == "huggingface" else page)
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ("torch", "attends with Regard"),
+        ("huggingface", "attends with Regard"),
+        ("graphs", "linear in edges"),
+    ],
+)
+def test_the_pages_for_frameworks_run(page, says, capsys):
+    pytest.importorskip("transformers" if page == "huggingface" else "torch")
     text = (README.parent / "docs" / f"{page}.md").read_text()
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(block, names)
-    assert "attends with Regard" in capsys.readouterr().out
+    assert says in capsys.readouterr().out

@@ -100,6 +100,24 @@ typedef struct {
 } regard_gradients;
 REGARD_EXPORT int regard_backward(const regard_problem *problem, const regard_gradients *gradients);
 
+// A sparse mask: query i sees key j only where an edge leads from i to j. Edges are numbered as the
+// caller has them; all batch elements and heads share them, and no pair has two.
+typedef struct {
+  int64_t count;
+  const int64_t *query_starts;  // (Lq + 1): the edges of query i are [starts[i], starts[i + 1])
+  const int32_t *query_keys;    // (count): their keys
+  const int32_t *query_edges;   // (count): their numbers
+  const int64_t *key_starts;    // (Lk + 1), and likewise from the other end
+  const int32_t *key_queries, *key_edges;
+} regard_edges;
+// As regard_forward and regard_backward, in memory linear in the edges. The problem's intervals and
+// mask play no part. Of its bias, and of d_bias, key_stride goes from edge to edge and query_stride
+// plays no part. weights (B, H, count), of the accumulation type: before dropout, or NULL.
+REGARD_EXPORT int regard_graph_forward(const regard_problem *problem, const regard_edges *edges,
+                                       const regard_array *output, void *lse, void *weights);
+REGARD_EXPORT int regard_graph_backward(const regard_problem *problem, const regard_edges *edges,
+                                        const regard_gradients *gradients);
+
 // Final scores (hidden: -inf) of one batch and query head: rows [first, last) into `scores`
 // (last - first, Lk_last - Lk_first) for keys [first_key, last_key), accumulation type, rows
 // row_stride elements apart. `value`, dropout and sinks play no part.

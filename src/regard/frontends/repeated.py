@@ -3,8 +3,8 @@
 A call's checks, its kernel and what is packed for it depend on its signature: types, shapes and
 strides of query, key, value and bias, the options, and whether gradients are wanted. Calls of one
 signature differ in addresses and elements alone, and in what the arrays of their masks hold, which
-is read each time. What else a call may depend on (sinks, dropout, tracers) makes it not plain: then
-it takes the long way, as it does where a kernel would need copies.
+is read each time. What else a call may depend on (sinks, dropout, graphs, tracers) makes it not
+plain: then it takes the long way, as it does where a kernel would need copies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from regard.masks import Mask, as_mask
+from regard.masks import Mask, as_mask, edge_count
 from regard.problem import make
 
 __all__ = ["FRONT_ENDS", "repeat"]
@@ -42,7 +42,11 @@ def repeat(
     shown = None
     if mask is not None:
         mask = as_mask(mask)
-        shown = mask.signature or _ARRAYS
+        shown = mask.signature
+        if shown is None:
+            if edge_count(mask) is not None:
+                return None
+            shown = _ARRAYS
     signature = (arrays, shown, options, backend)
     try:
         call = _known[signature]

@@ -25,6 +25,7 @@ from regard.kernels.structs import (
     address,
     pack_array,
     pack_bias,
+    pack_edges,
     pack_gradients,
     pack_problem,
     pack_read_outs,
@@ -38,6 +39,7 @@ __all__ = [
     "available",
     "backward",
     "forward",
+    "forward_on_edges",
     "isa",
     "isas",
     "prepare",
@@ -93,9 +95,21 @@ def forward(problem: Problem, output: Any, lse: Any) -> None:
 
     lse is contiguous and of the accumulation type.
     """
+    if problem.visibility.edges is not None:
+        forward_on_edges(problem, output, lse, None)
+        return
     packed, _alive = pack_problem(problem)
     out = pack_array(output, [])
     _check(_library().regard_forward(packed, out, address(lse)))
+
+
+def forward_on_edges(problem: Problem, output: Any, lse: Any, weights: Any) -> None:
+    """`forward` for a graph; also the weights (B, H, edges), 0 at first; each may be None."""
+    assert problem.visibility.edges is not None
+    packed, _alive = pack_problem(problem)
+    edges, _listed = pack_edges(problem.visibility.edges)
+    out = pack_array(output, [])
+    _check(_library().regard_graph_forward(packed, edges, out, address(lse), address(weights)))
 
 
 class Prepared:
@@ -165,7 +179,7 @@ class Prepared:
 
 
 def prepare(problem: Problem, output: Any) -> Prepared | None:
-    """A problem without sinks and dropout; None if an array must be copied to be read."""
+    """A problem without sinks, dropout and graph; None if an array must be copied to be read."""
     alive: list[Any] = []
     given = (problem.query, problem.key, problem.value, output)
     packed = [pack_array(array, alive) for array in given]
@@ -197,9 +211,23 @@ def backward(
     """
     packed, _alive = pack_problem(problem)
     gradients, _written = pack_gradients(
-        problem.extent, output, lse, d_output, d_lse, (d_query, d_key, d_value), d_bias, d_sinks
+        problem.bias_extent,
+        output,
+        lse,
+        d_output,
+        d_lse,
+        (d_query, d_key, d_value),
+        d_bias,
+        d_sinks,
     )
-    _check(_library().regard_backward(packed, gradients))
+    edges = problem.visibility.edges
+    if edges is None:
+        _check(_library().regard_backward(packed, gradients))
+        return
+    if d_bias is not None:
+        d_bias[...] = 0  # the edges that are hidden are not written
+    listed, _kept = pack_edges(edges)
+    _check(_library().regard_graph_backward(packed, listed, gradients))
 
 
 def read_out(problem: Problem, output: Any, lse: Any, fields: dict[str, Any]) -> None:
@@ -207,7 +235,7 @@ def read_out(problem: Problem, output: Any, lse: Any, fields: dict[str, Any]) ->
 
     With an output (B, H, Lq, E), it and lse are written too; else lse is read.
     """
-    packed, _alive = pack_problem(problem)
+    packed, _alive = pack_problem(problem.without_edges())
     out = pack_array(output, [])
     _check(_library().regard_readouts(packed, out, address(lse), pack_read_outs(fields)))
 
@@ -216,7 +244,7 @@ def scores(
     problem: Problem, batch: int, head: int, rows: slice, keys: slice
 ) -> np.ndarray[Any, Any]:
     """(rows, keys) final scores of one head, hidden ones −∞, in the accumulation type."""
-    packed, _alive = pack_problem(problem)
+    packed, _alive = pack_problem(problem.without_edges())
     shape = (rows.stop - rows.start, keys.stop - keys.start)
     out = np.empty(shape, problem.accumulation_dtype)
     bounds = (batch, head, rows.start, rows.stop, keys.start, keys.stop)
@@ -261,6 +289,8 @@ def _load() -> ctypes.CDLL:
     pointer = c_void_p
     library.regard_forward.argtypes = [pointer, pointer, pointer]
     library.regard_backward.argtypes = [pointer, pointer]
+    library.regard_graph_forward.argtypes = [pointer] * 5
+    library.regard_graph_backward.argtypes = [pointer] * 3
     library.regard_scores.argtypes = [pointer, *[c_int64] * 6, pointer, c_int64]
     library.regard_readouts.argtypes = [pointer, pointer, pointer, pointer]
     library.regard_isa_select.argtypes = [c_char_p]

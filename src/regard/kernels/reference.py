@@ -116,8 +116,9 @@ def _scores(problem: Problem) -> tuple[Array, Array]:
         if problem.softcap:
             tanh = np.tanh(s / problem.softcap)
             s = problem.softcap * tanh
-        if problem.bias is not None:
-            bias = np.broadcast_to(as_numpy(problem.bias), problem.extent.shape)
+        bias = problem.without_edges().bias
+        if bias is not None:
+            bias = np.broadcast_to(as_numpy(bias), problem.extent.shape)
             s = s + bias.reshape(s.shape).astype(np.float64)
     return np.where(_seen(problem), s, -np.inf), tanh
 
@@ -166,7 +167,13 @@ def _sum_to(gradient: Array, shape: tuple[int, ...]) -> Array:
 
 def _sum_bias(gradient: Array, problem: Problem) -> Array:
     """Sum the dimensions that the bias was broadcast over."""
-    gradient = gradient.reshape(problem.extent.shape)
+    edges = problem.visibility.edges
+    if edges is not None:
+        queries, keys, numbers = edges.pairs
+        along = np.zeros((*gradient.shape[:2], 1, edges.count))
+        along[..., 0, numbers] = gradient[..., queries, keys]
+        gradient = along
+    gradient = gradient.reshape(problem.bias_extent.shape)
     shape = tuple(problem.bias.shape)
     summed: Array = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
     shared = tuple(n for n, size in enumerate(shape) if size == 1)

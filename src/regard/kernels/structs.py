@@ -12,9 +12,11 @@ import struct
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from regard._arrays import as_numpy, dtype_name
 from regard.masks import Extent, Visibility
+from regard.masks.edges import Edges
 from regard.problem import Problem
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "address",
     "pack_array",
     "pack_bias",
+    "pack_edges",
     "pack_gradients",
     "pack_problem",
     "pack_read_outs",
@@ -50,6 +53,7 @@ _READ_OUT_FIELDS = (
 )
 
 _ARRAY, _GRID = struct.Struct(_ARRAY_FORMAT), struct.Struct(_GRID_FORMAT)
+_EDGES = struct.Struct("q6P")
 _ADDRESS, _ADDRESSES = struct.Struct("P"), struct.Struct("2P")
 
 ABSENT = bytes(_ARRAY.size)
@@ -110,7 +114,7 @@ def pack_problem(problem: Problem) -> tuple[bytes, Any]:
         pack_array(problem.key, alive),
         pack_array(problem.value, alive),
         pack_visibility(problem.visibility, alive),
-        pack_bias(problem.bias, problem.extent, alive),
+        pack_bias(problem.bias, problem.bias_extent, alive),
     )
     return packed, (form, alive)
 
@@ -129,6 +133,15 @@ def pack_visibility(seen: Visibility, alive: list[Any]) -> bytes:
     """The structs regard_intervals and regard_grid of a mask."""
     intervals = _NO_GRID if seen.intervals is None else _intervals(seen.intervals, alive)
     return intervals + (_NO_GRID if seen.dense is None else _grid(seen.dense, alive))
+
+
+def pack_edges(edges: Edges) -> tuple[bytes, Any]:
+    """The struct regard_edges."""
+    arrays: list[npt.NDArray[Any]] = []
+    for end in (edges.by_query, edges.by_key):
+        arrays.append(np.ascontiguousarray(end.starts, np.int64))
+        arrays += [np.ascontiguousarray(array, np.int32) for array in (end.others, end.numbers)]
+    return _EDGES.pack(edges.count, *map(address, arrays)), arrays
 
 
 def pack_bias(array: Any, extent: Extent, alive: list[Any]) -> bytes:

@@ -2,7 +2,7 @@
 
 Intersections and unions of intervals are intervals again, and a kernel that is given them skips
 every tile that nothing sees and tests only the borders. What is not a few intervals stays a dense
-boolean array, which then holds in addition.
+boolean array, which then holds in addition. The edges of a graph stay edges.
 
 Sizes: B batch (all batch dimensions flattened), H query heads, Lq queries, Lk keys.
 """
@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from regard.errors import MaskError
+from regard.masks.edges import Edges
 
 __all__ = ["EVERYTHING", "MOST_INTERVALS", "Extent", "Visibility", "interval", "runs", "stack"]
 
@@ -58,12 +61,18 @@ class Visibility:
     intervals: (B|1, H|1, Lq|1, n, 2) int32 pairs start, stop; disjoint and ascending along n;
         an empty pair has start == stop. None: every key.
     dense: (B|1, H|1, Lq|1, Lk|1) boolean. None: no further condition.
+    edges: of a graph; then intervals and dense are None.
     """
 
     intervals: Ints | None = None
     dense: Bools | None = None
+    edges: Edges | None = None
 
     def __and__(self, other: Visibility) -> Visibility:
+        if self.edges is not None:
+            return Visibility(edges=self.edges.where(other.on(self.edges)))
+        if other.edges is not None:
+            return other & self
         return Visibility(
             _intersect(self.intervals, other.intervals), _combine(self.dense, other.dense)
         )
@@ -72,7 +81,8 @@ class Visibility:
         """What either sees: intervals stay intervals, anything else becomes dense."""
         if self.sees_everything or other.sees_everything:
             return EVERYTHING
-        if self.dense is None and other.dense is None:
+        plain = all(seen.dense is None and seen.edges is None for seen in (self, other))
+        if plain:
             assert self.intervals is not None and other.intervals is not None
             return Visibility(_unite(self.intervals, other.intervals)).normal(keys)
         return Visibility(dense=self.as_dense(keys) | other.as_dense(keys))
@@ -80,7 +90,7 @@ class Visibility:
     @property
     def sees_everything(self) -> bool:
         """Whether nothing is hidden."""
-        return self.intervals is None and self.dense is None
+        return self.intervals is None and self.dense is None and self.edges is None
 
     def normal(self, keys: int) -> Visibility:
         """The same, dense if the intervals are too many."""
@@ -90,10 +100,38 @@ class Visibility:
 
     def as_dense(self, keys: int) -> Bools:
         """(B|1, H|1, Lq|1, Lk) boolean: quadratic memory unless a dimension is shared."""
+        if self.edges is not None:
+            queries, other, _ = self.edges.pairs
+            shown: Bools = np.zeros((1, 1, len(self.edges.by_query.starts) - 1, keys), bool)
+            shown[0, 0, queries, other] = True
+            return shown
         seen: Bools = np.ones((1, 1, 1, keys), bool) if self.dense is None else self.dense
         if self.intervals is not None:
             seen = seen & _inside(self.intervals, np.arange(keys, dtype=np.int32))
         return np.broadcast_to(seen, np.broadcast_shapes(seen.shape, (1, 1, 1, keys)))
+
+    def on(self, edges: Edges) -> Bools:
+        """Whether each edge, by query, is seen. Raises: MaskError if batch or heads differ."""
+        queries, keys, _ = edges.pairs
+        if self.edges is not None:
+            width = len(self.edges.by_key.starts)
+            own, others, _ = self.edges.pairs
+            return np.isin(queries * width + keys, own * width + others)
+        seen: Bools = np.ones(len(queries), bool)
+        for array in (self.intervals, self.dense):
+            if array is not None and array.shape[:2] != (1, 1):
+                raise MaskError(
+                    "a graph & a mask that differs between batch elements or heads",
+                    "one that all of them share",
+                    "take the edges away that are hidden, and call once for each",
+                )
+        if self.intervals is not None:
+            pairs = self.intervals[0, 0][queries if self.intervals.shape[2] > 1 else 0 * queries]
+            seen &= ((pairs[..., 0] <= keys[:, None]) & (keys[:, None] < pairs[..., 1])).any(-1)
+        if self.dense is not None:
+            rows, columns = (size > 1 for size in self.dense.shape[2:])
+            seen &= self.dense[0, 0][queries * rows, keys * columns]
+        return seen
 
     def select(self, batch: npt.NDArray[np.int64], heads: npt.NDArray[np.int64]) -> Visibility:
         """The same for some batch elements and heads only, by their indices."""
@@ -104,7 +142,7 @@ class Visibility:
             array = array if array.shape[0] == 1 else array[batch]
             return array if array.shape[1] == 1 else array[:, heads]
 
-        return Visibility(pick(self.intervals), pick(self.dense))
+        return Visibility(pick(self.intervals), pick(self.dense), self.edges)
 
 
 EVERYTHING = Visibility()

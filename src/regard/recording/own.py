@@ -6,6 +6,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import numpy as np
+import torch
+
 from regard.frontends import torch as front
 from regard.problem import Problem
 from regard.recording.call import Call
@@ -43,6 +46,9 @@ def patches(observer: Callable[[], Any]) -> tuple[Patch, Patch]:
 
 
 def _read(problem: Problem) -> Call:
+    problem = problem.without_edges()
+    if isinstance(problem.bias, np.ndarray):
+        problem = problem.replace(bias=torch.from_numpy(problem.bias))
     return Call(
         problem.query,
         problem.key,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from regard import dispatch
 from regard.errors import BackendError, OptionError
 from regard.frontends.jax import derivatives, ffi, kernel, masks, own
-from regard.masks import flatten
+from regard.masks import edge_count, flatten
 from regard.problem import Problem
 
 __all__ = [
@@ -174,6 +174,11 @@ def _split(problem: Problem, way: str) -> tuple[str, str, tuple[Any, ...]]:
 
 def _prepared(problem: Problem) -> Problem:
     """With the mask in its normal form and the seed as two words."""
+    if edge_count(problem.mask) is not None and problem.bias is not None:
+        raise BackendError(
+            "a bias for the edges of a graph, on JAX arrays",
+            "no bias, or one (B, H, Lq, Lk) with a boolean array as the mask",
+        )
     return problem.replace(
         mask=masks.normal(problem.mask, problem.extent), dropout_seed=_seed(problem)
     )

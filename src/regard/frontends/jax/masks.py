@@ -52,6 +52,8 @@ def as_dense(seen: Normal, keys: int) -> Any:
 def _normal(mask: Mask, extent: Extent) -> Normal:
     if not any(isinstance(array, jax.core.Tracer) for array in flatten(mask)[1]):
         known = visibility(mask, extent)
+        if known.edges is not None:
+            return Normal(None, known.as_dense(extent.keys))
         return Normal(known.intervals, known.dense)
     match mask:
         case Both(one, other):

@@ -72,7 +72,7 @@ def _weights(problem: Problem) -> tuple[Tensor, Tensor]:
     if problem.softcap:
         scores = problem.softcap * torch.tanh(scores / problem.softcap)
     if problem.bias is not None:
-        scores = scores + problem.bias.to(dtype)
+        scores = scores + _dense_bias(problem, problem.bias).to(dtype)
         # What a bias hides is hidden from gradients too, or a row of −∞ makes them NaN.
         scores = scores.masked_fill(scores == -torch.inf, -torch.inf)
     seen = _seen(problem)
@@ -96,6 +96,19 @@ def _seen(problem: Problem) -> Tensor | None:
     dense = torch.from_numpy(seen.as_dense(extent.keys).copy())
     batch = extent.batch if dense.shape[0] != 1 else (1,) * len(extent.batch)
     return dense.reshape(*batch, *dense.shape[1:]).to(problem.query.device)
+
+
+def _dense_bias(problem: Problem, bias: Tensor) -> Tensor:
+    """The bias, that of a graph's edges as an array that broadcasts to (*batch, H, Lq, Lk)."""
+    edges = problem.visibility.edges
+    if edges is None:
+        return bias
+    queries, keys, numbers = (torch.from_numpy(a).long().to(bias.device) for a in edges.pairs)
+    lead, extent = bias.shape[:-2], problem.extent
+    dense = bias.new_zeros((*lead, extent.queries, extent.keys))
+    each = bias.expand(*lead, 1, edges.count).reshape(*lead, edges.count)
+    dense[..., queries, keys] = each[..., numbers]
+    return dense
 
 
 def _repeat(array: Tensor, heads: int) -> Tensor:
