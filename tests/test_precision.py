@@ -46,7 +46,12 @@ def test_the_plan_says_what_precision_does():
 
 @AMX
 @pytest.mark.parametrize(
-    "call", [regard.attention, lambda q, k, v, **o: regard.weights(q, k, **o) @ v]
+    "call",
+    [
+        regard.attention,
+        lambda q, k, v, **o: regard.weights(q, k, **o) @ v,
+        lambda q, k, v, **o: regard.weights(q, k, **o).read(lse=True, entropy=True).lse,
+    ],
 )
 def test_pytorchs_setting_decides_unless_the_call_does(setting, call):
     q, k, v = tensors()

@@ -254,6 +254,23 @@ def test_attend_gives_the_bits_of_attention(isa, dtype, mask):
         case.judge(gathering.results(lse))
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sweep_that_has_no_lse_makes_the_bits_of_the_forward(isa, dtype, mask):
+    for lengths in ((67, 301), (5, 150), (1, 1200)):
+        case = masked(dtype, mask, lengths)
+        gathering = Gathering(case.prob, "native", case.wanted)
+        lse = gathering.sweep(None)
+        np.testing.assert_array_equal(lse, lse_of(case.prob))
+        case.judge(gathering.results(lse))
+
+
+def test_a_sweep_of_nothing_leaves_the_lse_unknown():
+    prob = masked("float32", "none", (5, 150)).prob
+    assert Gathering(prob, "native", {}).sweep(None) is None
+    assert Gathering(prob, "reference", {"entropy": {}}).sweep(None) is None
+
+
 def test_attend_and_hidden_nan(isa):
     q, k, v = arrays(np.random.default_rng(0), (1, 2, 2, 150, 170, 16, 16))
     mask = regard.causal(0)

@@ -143,14 +143,20 @@ def score_block(
 
 
 def read_out(
-    problem: Problem, output: Any, lse: Any, fields: dict[str, Any], backend: str | None = None
+    problem: Problem,
+    output: Any,
+    lse: Any,
+    fields: dict[str, Any],
+    backend: str | None = None,
+    known: bool = True,
 ) -> None:
-    """Fill the arrays that read-outs ask for; the output and lse too where one is given.
+    """Fill the arrays that read-outs ask for; the output and lse too where an output is given.
 
+    known: whether lse holds the log-sum-exp already, where no output is given.
     Only the native core reads out: for the reference there is `dense`.
     """
     assert choose(backend)[0] == "native"
-    native.read_out(problem, output, lse, fields)
+    native.read_out(problem, output, lse, fields, known)
 
 
 def on_edges(problem: Problem, backend: str | None = None) -> npt.NDArray[Any]:

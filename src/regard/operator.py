@@ -94,7 +94,7 @@ class AttentionWeights(ReadOuts):
         gathering = self._gathering(requests)
         output, lse = self._front.attend(problem, self._backend, gathering.fields)
         if lse is None:
-            self._front.untraced(gathering.sweep)(self._host_lse())
+            self._sweep(gathering)
         else:
             self._lse = self._flat_lse(lse)
         return self._leave_layout(output), namespace(self._results(gathering, requests))
@@ -244,12 +244,16 @@ class AttentionWeights(ReadOuts):
 
     def _gather(self, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
         gathering = self._gathering(requests)
-        self._front.untraced(gathering.sweep)(self._host_lse())
+        self._sweep(gathering)
         return self._results(gathering, requests)
 
     def _gathering(self, requests: dict[str, dict[str, Any]]) -> Gathering:
         others = {name: given for name, given in requests.items() if name != "lse"}
         return Gathering(self._host(), self._reader, others)
+
+    def _sweep(self, gathering: Gathering) -> None:
+        """Fill a gathering's fields; the first of an operator's sweeps computes its lse too."""
+        self._lse = self._front.untraced(gathering.sweep)(self._lse)
 
     def _results(self, gathering: Gathering, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
         found = self._front.untraced(gathering.results)(self._host_lse())

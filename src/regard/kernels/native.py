@@ -230,11 +230,17 @@ def backward(
     _check(_library().regard_graph_backward(packed, listed, gradients))
 
 
-def read_out(problem: Problem, output: Any, lse: Any, fields: dict[str, Any]) -> None:
+def read_out(
+    problem: Problem, output: Any, lse: Any, fields: dict[str, Any], known: bool = True
+) -> None:
     """Fill the arrays of a regard_readouts_request; lse (B, H, Lq) is contiguous.
 
-    With an output (B, H, Lq, E), it and lse are written too; else lse is read.
+    With an output (B, H, Lq, E), it and lse are written too; else lse is read if it is `known`,
+    and written if not.
     """
+    if output is None and not known:  # the core writes both or none: an output without columns
+        problem = problem.replace(value=problem.key[..., :0])
+        output = np.empty((*problem.extent.shape[:-1], 0), problem.accumulation_dtype)
     packed, _alive = pack_problem(problem.without_edges())
     out = pack_array(output, [])
     _check(_library().regard_readouts(packed, out, address(lse), pack_read_outs(fields)))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from regard import dispatch
 from regard.problem import Problem
 from regard.readouts import keys, queries
@@ -44,10 +46,19 @@ class Gathering:
             for one in self.wanted.values():
                 self.fields |= one.fields()
 
-    def sweep(self, lse: Array) -> None:
-        """Fill the fields; lse (B, H, Lq)."""
-        if self.fields:
-            dispatch.read_out(self.problem, None, lse, self.fields, self.backend)
+    def sweep(self, lse: Array | None) -> Array | None:
+        """Fill the fields, and return the log-sum-exp (B, H, Lq) where it is known by then.
+
+        lse: where it is known already; None: the same sweep computes it.
+        """
+        if not self.fields:
+            return lse
+        known, extent = lse is not None, self.problem.extent
+        if lse is None:
+            shape = (extent.flat_batch, extent.heads, extent.queries)
+            lse = np.empty(shape, self.problem.accumulation_dtype)
+        dispatch.read_out(self.problem, None, lse, self.fields, self.backend, known=known)
+        return lse
 
     def results(self, lse: Array) -> dict[str, Any]:
         """Each read-out, once the fields are filled."""

@@ -158,7 +158,7 @@ def host(problem: Problem, backend: str | None) -> tuple[Problem, str | None]:
         name: None if array is None else array.detach().cpu()
         for name, array in zip(_NAMES, _tensors(problem), strict=True)
     }
-    return problem.replace(**moved), None if backend == "torch" else backend
+    return native.settled(problem.replace(**moved)), None if backend == "torch" else backend
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
