@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -172,8 +173,7 @@ def _keywords(name: str, given: Any) -> dict[str, Any]:
     if given is True:
         return {}
     if isinstance(given, dict):
-        method = getattr(ReadOuts, name, None)
-        known = [] if method is None else list(inspect.signature(method).parameters)[1:]
+        known = _arguments(name)
         unknown = [repr(key) for key in given if key not in known]
         if unknown:
             wanted = f"the keywords {', '.join(known)}" if known else f"{name}=True, no keywords"
@@ -182,3 +182,10 @@ def _keywords(name: str, given: Any) -> dict[str, Any]:
     if name not in _FIRST_ARGUMENT:
         raise OptionError(f"{name}={given!r}", f"{name}=True: it takes no argument")
     return {_FIRST_ARGUMENT[name]: given}
+
+
+@functools.cache
+def _arguments(name: str) -> tuple[str, ...]:
+    """The names of a read-out's arguments."""
+    method = getattr(ReadOuts, name, None)
+    return () if method is None else tuple(inspect.signature(method).parameters)[1:]

@@ -18,7 +18,15 @@ from regard.operator import AttentionWeights
 from regard.recording.entry import Flow
 from regard.recording.terms import Terms
 
-__all__ = ["Call", "Parts", "flow", "parts"]
+__all__ = ["Call", "Found", "Parts", "flow", "parts"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Read-outs that came with the output of a call: their keywords, and the results, by name."""
+
+    wanted: dict[str, dict[str, Any]]
+    results: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class Call:
     mask: what may be seen on top of that.
     value, output: (B, K, Lk, E) and (B, H, Lq, E) where they are known, the output as (B, Lq, H, E)
         if `swapped`; they do not matter for the weights.
+    found: read-outs of all heads, where they were made with the output.
     """
 
     query: Tensor
@@ -44,6 +53,7 @@ class Call:
     value: Tensor | None = None
     output: Tensor | None = None
     swapped: bool = False
+    found: Found | None = None
 
     def replace(self, **changes: Any) -> Call:
         """The same call with some fields changed."""

@@ -19,19 +19,16 @@ from regard.errors import ModelError
 from regard.masks import causal
 from regard.recording import flex
 from regard.recording.call import Call, parts
-from regard.recording.patch import Patch
+from regard.recording.patch import Observer, Patch
 from regard.recording.terms import Terms
 
 __all__ = ["patch"]
-
-# observe(read, module, run, …): run the function, and record what `read(result)` says.
-Observe = Callable[..., Any]
 
 # How far the model's own weights may lie from the operator's: its rounding, in the worst case.
 _ROUNDING = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
-def patch(observer: Callable[[], Observe | None]) -> Patch:
+def patch(observer: Callable[[], Observer | None]) -> Patch:
     """The lookup, whose functions show their calls to the `observer()` of the calling thread.
 
     transformers need not be installed: a model of theirs has imported it already.
@@ -41,11 +38,11 @@ def patch(observer: Callable[[], Observe | None]) -> Patch:
         @functools.wraps(original)
         def get_interface(self: Any, name: str, default: Any) -> Any:
             found = original(self, name, default)
-            observe = observer()
-            if observe is None:
+            watching = observer()
+            if watching is None:
                 return found
             reader = _reader(name, found, default)
-            return _watched(found, reader, observe) if reader else _opaque(found, name, observe)
+            return _watched(found, reader, watching) if reader else _opaque(found, name, watching)
 
         return get_interface
 
@@ -57,15 +54,16 @@ def _interface() -> Any:
 
 
 def _reader(name: str, found: Any, default: Any) -> Any:
-    """What reads the calls of this function; None: only what it calls in turn may be seen."""
+    """What reads the calls of this function; None: only what it calls in turn may be seen.
+
+    Our own implementation is one of those: own.py sees what it calls.
+    """
     if found is default:
         return _read_eager
     if found is _stock("sdpa_attention", "sdpa_attention_forward"):
         return _read_sdpa
     if found is _stock("flex_attention", "flex_attention_forward"):
         return _read_flex
-    if name == "regard":
-        return _read_regard
     return None
 
 
@@ -73,10 +71,10 @@ def _stock(module: str, name: str) -> Any:
     return getattr(sys.modules.get(f"transformers.integrations.{module}"), name, None)
 
 
-def _watched(function: Any, reader: Any, observe: Observe) -> Any:
+def _watched(function: Any, reader: Any, observer: Observer) -> Any:
     @functools.wraps(function)
     def attend(module: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
-        return observe(
+        return observer.run(
             lambda result: _with_flow(
                 reader(module, query, key, args, kwargs, result), args, kwargs, result
             ),
@@ -94,7 +92,7 @@ def _with_flow(call: Call, args: Any, kwargs: dict[str, Any], result: Any) -> Ca
     return call.replace(value=value, output=output, swapped=True)
 
 
-def _opaque(function: Any, name: str, observe: Observe) -> Any:
+def _opaque(function: Any, name: str, observer: Observer) -> Any:
     """A function that nothing is known of: a call is missed unless it calls one that is known."""
 
     def missed(result: Any) -> Call:
@@ -105,7 +103,7 @@ def _opaque(function: Any, name: str, observe: Observe) -> Any:
 
     @functools.wraps(function)
     def attend(module: Any, *args: Any, **kwargs: Any) -> Any:
-        return observe(missed, module, lambda: function(module, *args, **kwargs), opaque=True)
+        return observer.run(missed, module, lambda: function(module, *args, **kwargs), opaque=True)
 
     return attend
 
@@ -149,14 +147,6 @@ def _read_sdpa(
         mask=causal("upper_left") if limited else None,
         scale=_number(kwargs.get("scaling")),
     )
-
-
-def _read_regard(
-    module: Any, query: Tensor, key: Tensor, args: Any, kwargs: dict[str, Any], result: Any
-) -> Call:
-    """Our own implementation: the masks of sdpa, with softcap and sinks."""
-    call = _read_sdpa(module, query, key, args, kwargs, result)
-    return call.replace(softcap=_number(kwargs.get("softcap")), sinks=kwargs.get("s_aux"))
 
 
 def _read_flex(

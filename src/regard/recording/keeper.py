@@ -55,6 +55,10 @@ class Keeper:
         ids = codes(recording.tokens)
         self._ids = None if ids is None else np.atleast_2d(ids)
 
+    def at_once(self, name: str, queries: int, keys: int) -> dict[str, dict[str, Any]]:
+        """The read-outs to make of a call of the module `name` while it is computed."""
+        return {} if self._plan.lazy else self._plan.wanted
+
     def keep(self, call: Call, parts: Parts, name: str, chosen: list[int] | None) -> None:
         """Keep one call of the module `name`. Raises what reading its weights raises."""
         kind = kind_of(name)
@@ -70,7 +74,7 @@ class Keeper:
                 self._growing[name] = record
                 self._recording.entries.append(entry)
                 return
-        summary = self._summary(parts, kind)
+        summary = self._summary(call, parts, kind)
         if self._fits(summary.arrays):
             self._reduced += self._plan.lazy
             self._recording.entries.append(Entry(name, kind, fixed(summary), numbers))
@@ -92,12 +96,13 @@ class Keeper:
                 f"{limit} was reached: of {self._lost} calls nothing was kept."
             )
 
-    def _summary(self, parts: Parts, kind: str) -> Summary:
-        weights = parts.operator()
-        found = None
+    def _summary(self, call: Call, parts: Parts, kind: str) -> Summary:
+        weights, wanted = parts.operator(), self._plan.wanted
+        of_heads = None
         if self._plan.score_heads:
-            found = scores(weights, self._ids, None, crosses=kind == "cross")
-        return summarise(weights, self._plan.wanted, found)
+            of_heads = scores(weights, self._ids, None, crosses=kind == "cross")
+        known = call.found.results if call.found and call.found.wanted is wanted else None
+        return summarise(weights, wanted, of_heads, known)
 
     def _fits(self, arrays: list[Any], instead_of: Growing | None = None) -> bool:
         """Whether these arrays may be held besides all that are, but for those of one record."""

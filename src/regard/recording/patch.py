@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Patch"]
+from regard.recording.call import Call
+
+__all__ = ["Observer", "Patch"]
+
+
+class Observer(Protocol):
+    """What watches a thread, as the functions that replace others see it: a Session."""
+
+    def run(
+        self,
+        read: Callable[[Any], Call],
+        module: Any,
+        run: Callable[[], Any],
+        opaque: bool = False,
+        inside: bool = False,
+    ) -> Any:
+        """Run an attention function, give its result, and tell of what `read(result)` says."""
+
+    def wanted(self, queries: int, keys: int) -> dict[str, dict[str, Any]]:
+        """The read-outs that are kept at once of the call that is about to be made."""
 
 
 class Patch:

@@ -42,6 +42,9 @@ class Watcher(Protocol):
     def saw(self, read: Callable[[], Call], stack: list[nn.Module]) -> None:
         """A call was made, by the last module of the stack. `read` may raise."""
 
+    def wanted(self, stack: list[nn.Module], queries: int, keys: int) -> dict[str, dict[str, Any]]:
+        """The read-outs that are kept at once of a call that the stack's last module begins."""
+
 
 class Session:
     """Everything hooked for one thread; its watchers are told of all calls."""
@@ -75,9 +78,9 @@ class Session:
         return getattr(cls._local, "session", None)
 
     @staticmethod
-    def _observer() -> Any:
+    def _observer() -> Session | None:
         session = Session._current()
-        return None if session is None or session._muted else session._run
+        return None if session is None or session._muted else session
 
     def _start(self) -> None:
         Session._local.session = self
@@ -141,7 +144,15 @@ class Session:
             read = multihead.read_slow_layer if slow else multihead.read_encoder_layer
             self._tell(lambda: read(module, args, kwargs), module.self_attn)
 
-    def _run(
+    def wanted(self, queries: int, keys: int) -> dict[str, dict[str, Any]]:
+        """The read-outs that a watcher keeps at once of the call that is about to be made."""
+        stack = [frame.module for frame in self._stack]
+        if not stack or self._untold():
+            return {}
+        found = (watcher.wanted(stack, queries, keys) for watcher in self._watchers)
+        return next(filter(None, found), {})
+
+    def run(
         self,
         read: Callable[[Any], Call],
         module: Any,
@@ -171,12 +182,7 @@ class Session:
 
     def _tell(self, read: Callable[[], Call], module: nn.Module | None = None) -> None:
         """Show a call to the watchers, made by the innermost module or the one given."""
-        if (
-            self._muted
-            or _repeats()
-            or torch._C._get_tracing_state()
-            or torch.compiler.is_compiling()
-        ):
+        if self._untold():
             return
         self._told += 1
         if self._stack:
@@ -184,13 +190,25 @@ class Session:
         stack = [frame.module for frame in self._stack]
         if module is not None and module not in stack:
             stack.append(module)
+        seeing = self._seeing
         self._muted = True
+        self._switch(on=False)  # a mode makes every call of PyTorch slower, those of watchers too
         try:
             with torch.no_grad():
                 for watcher in self._watchers:
                     watcher.saw(read, stack)
         finally:
             self._muted = False
+            self._switch(on=seeing)
+
+    def _untold(self) -> bool:
+        """Whether nobody is told of calls: they belong to another, or were told of, or compile."""
+        return bool(
+            self._muted
+            or _repeats()
+            or torch._C._get_tracing_state()
+            or torch.compiler.is_compiling()
+        )
 
 
 def _repeats() -> bool:
@@ -281,12 +299,20 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            return result
-        if func in sdpa.FUNCTIONS:
-            self._session._tell(lambda: sdpa.read(*args, **kwargs).replace(output=result))
-        elif func is flex.FUNCTION:
-            self._session._tell(lambda: flex.read(*args, **kwargs).replace(output=result[0]))
-        elif func is multihead.FUNCTION:
-            self._session._tell(lambda: multihead.read_function(args, kwargs))
+        read = _READERS.get(func)
+        if read is not None and not torch.compiler.is_compiling():
+            self._session._tell(lambda: read(args, kwargs, result))
         return result
+
+
+# PyTorch's attention functions, and what reads a call of theirs: (args, kwargs, result).
+_READERS: dict[Any, Callable[..., Call]] = {
+    **dict.fromkeys(
+        sdpa.FUNCTIONS,
+        lambda args, kwargs, result: sdpa.read(*args, **kwargs).replace(output=result),
+    ),
+    flex.FUNCTION: lambda args, kwargs, result: flex.read(*args, **kwargs).replace(
+        output=result[0]
+    ),
+    multihead.FUNCTION: lambda args, kwargs, _: multihead.read_function(args, kwargs),
+}

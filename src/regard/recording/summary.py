@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -154,12 +155,13 @@ def summarise(
     weights: Weights,
     wanted: dict[str, Keywords],
     scores: list[dict[str, float]] | None = None,
+    found: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """The read-outs of an operator; of a summary, itself."""
+    """The read-outs of an operator; of a summary, itself. found: where they are known already."""
     if isinstance(weights, Summary):
         return weights
     requests: dict[str, Any] = dict(wanted)
-    found = vars(weights.read(**requests))
+    found = vars(weights.read(**requests)) if found is None else found
     kept = {name: (keywords, found[name]) for name, keywords in wanted.items()}
     visible = visible_keys(weights._problem.visibility, weights.shape[-1])
     return Summary(weights.shape, kept, visible, scores, weights.name)
@@ -176,9 +178,14 @@ def visible_keys(seen: Visibility, keys: int) -> npt.NDArray[np.int64]:
 
 def _complete(name: str, keywords: Keywords, *given: Any) -> Keywords:
     """All keywords of a read-out, with its defaults."""
-    bound = inspect.signature(getattr(AttentionWeights, name)).bind(None, *given, **keywords)
+    bound = _signature(name).bind(None, *given, **keywords)
     bound.apply_defaults()
     return {key: value for key, value in bound.arguments.items() if key != "self"}
+
+
+@functools.cache
+def _signature(name: str) -> inspect.Signature:
+    return inspect.signature(getattr(AttentionWeights, name))
 
 
 def _plain(keywords: Keywords) -> dict[str, Any]:

@@ -148,6 +148,13 @@ class Watch:
         if module in self._names:
             self._elsewhere.add(module)
 
+    def wanted(self, stack: list[nn.Module], queries: int, keys: int) -> dict[str, dict[str, Any]]:
+        """The read-outs that are kept at once, of all heads, of a call that is about to be made."""
+        ours = [module for module in stack if module in self._names]
+        name = self._name(ours)
+        kept, heads = self._choice.of(name) if ours else (False, None)
+        return self._keeper.at_once(name, queries, keys) if kept and heads is None else {}
+
     def saw(self, read: Callable[[], Call], stack: list[nn.Module]) -> None:
         """A call was made: keep its operator, or the reason why there is none."""
         ours = [module for module in stack if module in self._names]
