@@ -1,43 +1,54 @@
 """What does watching add to the forward of a model the size of BERT-base, at 512 tokens?
 
-    python benchmarks/bench_watch.py [stats]
+    python benchmarks/bench_watch.py
 
-Random weights, PyTorch's own attention; the model alone and the model watched take turns. Writes
-benchmarks/results/watch.json. With "stats" also the mode that computes read-outs at once.
+Random weights. The model runs on PyTorch's own attention, and on Regard's (attn_implementation=
+"regard"), where read-outs come from the sweep that makes the output. Of each, the model alone, the
+model watched as it is by default (queries and keys are kept), and in mode="stats" (read-outs are
+computed at once, queries and keys are not kept) take turns. Prints each beside the model alone on
+PyTorch. Writes benchmarks/results/watch.json.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import torch
 import transformers
-from harness import alternate, record, save
+from harness import alternate, save
 
 import regard
+import regard.huggingface
+
+
+def ways(implementation: str) -> dict[str, Callable[[], Any]]:
+    """The model alone, and watched in both modes."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(attn_implementation=implementation)
+    model = transformers.BertModel(config).eval()
+    ids = torch.randint(0, 30_000, (1, 512))
+
+    def watched(mode: str) -> None:
+        with regard.watch(model, mode=mode):
+            model(ids)
+
+    return {
+        implementation: partial(model, ids),
+        **{f"{implementation}, {mode}": partial(watched, mode) for mode in ("lazy", "stats")},
+    }
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    model = transformers.BertModel(transformers.BertConfig(attn_implementation="sdpa")).eval()
-    ids = torch.randint(0, 30_000, (1, 512))
-
-    def alone() -> None:
-        model(ids)
-
-    def watched(**options: str) -> None:
-        with regard.watch(model, **options):
-            model(ids)
-
-    ways = {"alone": alone, "lazy": watched}
-    if "stats" in sys.argv:
-        ways["stats"] = lambda: watched(mode="stats")
     with torch.no_grad():
-        times = alternate(ways, seconds=12)
-    row = record(
-        "BERT-base, 512 tokens, forward", "float32", {"regard": times.pop("alone"), **times}
-    )
-    print(save("watch", [row]))
+        times = alternate({**ways("sdpa"), **ways("regard")}, seconds=20)
+    alone = times["sdpa"].median
+    for name, spent in times.items():
+        print(f"{name:<14} {spent.median:8.1f} ms  {spent.median / alone:5.2f}x")
+    row = {"case": "BERT-base, 512 tokens, forward", "dtype": "float32"}
+    print(save("watch", [row | {name: asdict(spent) for name, spent in times.items()}]))
 
 
 if __name__ == "__main__":

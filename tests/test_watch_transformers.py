@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from regard import errors
 from regard.recording import UnseenAttention, watch
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -229,6 +230,74 @@ def test_generation_sees_every_step_from_where_it_stands(impl, cache):
     for found, wanted in zip(seen, whole, strict=True):
         assert found.shape == wanted.shape
         assert (found.dense() - wanted).abs().max() <= 1e-5
+
+
+# What a record of several steps keeps, with requests that make each step's place matter.
+STEPPED = {
+    **dict.fromkeys(("lse", "max_score", "max_weight", "entropy", "effective_keys"), True),
+    "top_k": 3,
+    "mass": 2,
+    "distance": 1,
+    "distance_bins": True,
+    "offsets": (-2, 0),
+    "received": True,
+}
+
+
+def generated(model, prompt, **options):
+    """(lazy, stats) recordings of the same generation."""
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **options}
+    wanted = {**STEPPED, "pooled": True}
+    with watch(model) as lazy, watch(model, mode="stats", read_outs=wanted) as stats:
+        model.generate(prompt, **options)
+    return lazy, stats
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("build", [llama, mistral], ids=lambda build: build.__name__)
+def test_read_outs_of_generation_are_those_of_the_whole(build, cache):
+    model = build("sdpa", *(["MistralForCausalLM"] if build is mistral else []))
+    model.generation_config.cache_implementation = None if cache == "dynamic" else cache
+    model.generation_config.disable_compile = True
+    lazy, stats = generated(model, torch.randint(3, 50, (2, 4)))
+    assert stats.steps == lazy.steps and len(stats) == 2
+    for summary, operator in zip(stats, lazy, strict=True):
+        assert summary.shape == operator.shape
+        assert list(summary.kept) == list(STEPPED)
+        whole = operator.read(**STEPPED)
+        for name, (_, found) in summary.kept.items():
+            expected = getattr(whole, name)
+            if name == "top_k":
+                assert torch.equal(found.keys, expected.keys)
+                found, expected = found.weights, expected.weights
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
+        seen = operator._problem.visibility.as_dense(operator.shape[-1]).sum(-1)
+        assert (summary.visible == seen).all()
+        with pytest.raises(errors.OptionError, match="of a call of which only read-outs were kept"):
+            summary.pooled()
+
+
+def test_the_page_of_steps_draws_the_largest_weights_and_says_so():
+    lazy, stats = generated(llama("sdpa"), torch.randint(3, 50, (1, 4)))
+    drawn, whole = page.record(stats), page.record(lazy)
+    assert "Of 2 calls the maps show only the largest weights of each query." in drawn.notes
+    assert not any("largest weights" in note for note in whole.notes)
+    for sketch, call in zip(drawn.calls, whole.calls, strict=True):  # no query sees 9 keys
+        kept = {"top_keys": call.top_keys[..., :3], "top_weights": call.top_weights[..., :3]}
+        largest = np.zeros(call.dense.shape)
+        np.put_along_axis(largest, kept["top_keys"], kept["top_weights"], -1)
+        seen = np.tril(np.ones(largest.shape[-2:]))
+        np.testing.assert_allclose(sketch.pooled_sum, largest * seen, atol=1e-5)
+        np.testing.assert_allclose(sketch.pooled_max, largest * seen, atol=1e-5)
+
+
+def test_read_outs_of_encoder_decoders_and_of_beams_are_records_as_operators_are():
+    lazy, stats = generated(bart("sdpa", generates=True), torch.randint(3, 50, (2, 9)))
+    assert (stats.steps, stats.kinds) == (lazy.steps, lazy.kinds)
+    for summary, operator in zip(stats, lazy, strict=True):
+        torch.testing.assert_close(summary.received(), operator.received(), rtol=1e-4, atol=1e-5)
+    lazy, stats = generated(llama("sdpa"), torch.randint(3, 50, (1, 4)), num_beams=3)
+    assert stats.steps == lazy.steps and len(stats) > 2
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from regard.operator import AttentionWeights
 from regard.recording.summary import Summary
 
-__all__ = ["Entry", "Fixed", "Flow", "entries_of", "fixed", "kind_of"]
+__all__ = ["Entry", "Fixed", "Flow", "entries_of", "fixed", "in_a_row", "kind_of"]
 
 # How modules are called whose queries and keys come from two texts.
 _CROSS = re.compile(r"cross|enc_?dec|encoder_attn|encoder_attention|multihead_attn", re.I)
@@ -52,6 +54,12 @@ class Fixed:
 def fixed(weights: AttentionWeights | Summary) -> Fixed:
     """Weights of one call."""
     return Fixed(weights, [slice(0, weights.shape[-2])])
+
+
+def in_a_row(counts: Iterable[int]) -> list[slice]:
+    """So many queries each, one slice after another."""
+    ends = list(itertools.accumulate(counts))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from regard.errors import OptionError
 from regard.recording.call import Call, Parts, flow
-from regard.recording.entry import Entry, fixed, kind_of
+from regard.recording.entry import Entry, kind_of
 from regard.recording.growing import Growing
 from regard.recording.record import Recording
 from regard.recording.scores import codes, scores
+from regard.recording.stepped import Stepped
 from regard.recording.summary import Summary, requested, summarise
 
 __all__ = ["Keeper", "Plan", "plan"]
@@ -50,14 +51,15 @@ class Keeper:
 
     def __init__(self, recording: Recording, plan: Plan) -> None:
         self._recording, self._plan = recording, plan
-        self._growing: dict[str, Growing] = {}  # the last record of each module
+        self._growing: dict[str, Growing | Stepped] = {}  # the last record of each module
         self._reduced, self._lost = 0, 0
         ids = codes(recording.tokens)
         self._ids = None if ids is None else np.atleast_2d(ids)
 
     def at_once(self, name: str, queries: int, keys: int) -> dict[str, dict[str, Any]]:
         """The read-outs to make of a call of the module `name` while it is computed."""
-        return {} if self._plan.lazy else self._plan.wanted
+        goes_on = name in self._growing and queries < keys
+        return {} if self._plan.lazy or goes_on else self._plan.wanted
 
     def keep(self, call: Call, parts: Parts, name: str, chosen: list[int] | None) -> None:
         """Keep one call of the module `name`. Raises what reading its weights raises."""
@@ -74,10 +76,11 @@ class Keeper:
                 self._growing[name] = record
                 self._recording.entries.append(entry)
                 return
-        summary = self._summary(call, parts, kind)
-        if self._fits(summary.arrays):
+        stepped = Stepped(parts, self._summary(call, parts, kind), crosses=kind == "cross")
+        if self._fits(stepped.arrays):
             self._reduced += self._plan.lazy
-            self._recording.entries.append(Entry(name, kind, fixed(summary), numbers))
+            self._growing[name] = stepped
+            self._recording.entries.append(Entry(name, kind, stepped, numbers))
         else:
             self._lost += 1
 
@@ -104,7 +107,7 @@ class Keeper:
         known = call.found.results if call.found and call.found.wanted is wanted else None
         return summarise(weights, wanted, of_heads, known)
 
-    def _fits(self, arrays: list[Any], instead_of: Growing | None = None) -> bool:
+    def _fits(self, arrays: list[Any], instead_of: Growing | Stepped | None = None) -> bool:
         """Whether these arrays may be held besides all that are, but for those of one record."""
         if self._plan.budget is None:
             return True

@@ -11,6 +11,7 @@ import numpy as np
 from regard._arrays import as_numpy
 from regard.errors import OptionError
 from regard.operator import AttentionWeights
+from regard.readouts import Pooled, TopK
 from regard.recording import heads, scores
 from regard.recording.entry import fixed
 from regard.recording.record import Recording
@@ -67,6 +68,8 @@ def record(
         for n, element in enumerate(elements)
     ]
     unseen = [*_chosen(recording), *recording.notes]
+    if sketched := sum(map(_sketched, elements)):
+        unseen.append(f"Of {sketched} calls the maps show only the largest weights of each query.")
     unseen += [f"Not seen: {name}" for name in recording.unseen]
     return Record(
         title=title or f"Attention in {model or recording.model}",
@@ -101,21 +104,23 @@ def _element(weights: Weights, batch: int) -> Weights:
 
 def _call(weights: Weights, rows: Sequence[heads.HeadRow], texts: _Texts, keep: bool) -> Call:
     queries, keys = weights.shape[-2:]
-    read = scores.sweep(
-        weights,
-        pooled={"shape": (_CELLS, _CELLS), "reduce": "both"},
-        top_k={"k": min(_TOP, max(1, keys))},
-        received={},
-        entropy={},
-    )
+    wanted: dict[str, Any] = {
+        "top_k": {"k": min(_TOP, max(1, keys))},
+        "received": {},
+        "entropy": {},
+    }
+    if not _sketched(weights):
+        wanted["pooled"] = {"shape": (_CELLS, _CELLS), "reduce": "both"}
+    read = scores.sweep(weights, **wanted)
+    pooled = read["pooled"] if "pooled" in read else _sketch(read["top_k"], queries, keys)
     first = max(keys - queries, 0) if texts.knows(keys) else 0
     return Call(
         name=rows[0].name,
         layer=rows[0].layer,
         kinds=[row.kind for row in rows],
         scores=_columns(rows),
-        pooled_sum=read["pooled"].sum,
-        pooled_max=read["pooled"].max,
+        pooled_sum=pooled.sum,
+        pooled_max=pooled.max,
         top_keys=read["top_k"].keys,
         top_weights=read["top_k"].weights,
         received=read["received"],
@@ -126,6 +131,23 @@ def _call(weights: Weights, rows: Sequence[heads.HeadRow], texts: _Texts, keep: 
         first_query=first,
         head_numbers=[row.head for row in rows],
     )
+
+
+def _sketched(weights: Weights) -> bool:
+    """Whether the map must be drawn from the largest weights: no map of several steps is kept."""
+    return isinstance(weights, Summary) and "pooled" not in weights.kept
+
+
+def _sketch(top: TopK, queries: int, keys: int) -> Pooled:
+    """The map (H, rows, columns) of each query's largest weights."""
+    heads = len(top.keys)
+    rows, columns = min(_CELLS, queries), min(_CELLS, max(1, keys))
+    head, query, _ = places = np.nonzero(top.keys >= 0)
+    cells = head, query * rows // queries, top.keys[places] * columns // keys
+    both = Pooled(*(np.zeros((heads, rows, columns), np.float32) for _ in range(2)))
+    np.add.at(both.sum, cells, top.weights[places])
+    np.maximum.at(both.max, cells, top.weights[places])
+    return both
 
 
 def _rollouts(recording: Recording, texts: _Texts, batch: int) -> list[Call]:

@@ -91,7 +91,7 @@ class Summary:
             raise OptionError(
                 f"{name}() of a call of which only read-outs were kept",
                 f"one of {', '.join(self._kept)}",
-                'name it in read_outs=, or watch with mode="lazy"',
+                'watch with mode="lazy"; or name it in read_outs=, unless the record has steps',
             )
         keywords, result = self._kept[name]
         if name == "top_k" and wanted["k"] <= keywords["k"]:
