@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from regard.viewer import Call, Record, Text
+from regard.viewer.packing import LogCodes
 
 WORDS = [
     "[CLS]", "the", "small", "cat", "saw", "the", "other", "cat", "un", "##believ", "##ably", "ran",
@@ -109,3 +112,14 @@ def assert_lists(shown: list[tuple[int, str, float]], weights: Any) -> None:
     assert len(shown) >= 5
     np.testing.assert_allclose([w for *_, w in shown], [w for _, w in wanted], rtol=0.1, atol=5e-5)
     assert [place for place, *_ in shown[:5]] == [place for place, _ in wanted[:5]]
+
+
+def unpack(entry: dict[str, Any], chunks: list[str]) -> np.ndarray:
+    """What the page does to show an array: (its entry, all chunks) → numbers."""
+    raw = zlib.decompress(base64.b64decode(chunks[entry["chunk"]]))
+    dtype = np.dtype(entry["dtype"]).newbyteorder("<")
+    array = np.frombuffer(raw, dtype).reshape(entry["shape"])
+    if "codes" not in entry:
+        return array
+    codes = {name: entry["codes"][name] for name in ("floor", "top", "last")}
+    return LogCodes(**codes).table()[array]

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pages import HOSTILE, changed_record, large_record, small_record, softmax_weights
+from pages import HOSTILE, changed_record, large_record, small_record, softmax_weights, unpack
 from regard.errors import FileFormatError, OptionError, RegardError, ShapeError
 from regard.viewer import Call, Picture, Record, Text, iframe, page, png, write_page
 from regard.viewer.comparison import pair
-from regard.viewer.packing import LogCodes, unpack
+from regard.viewer.packing import LogCodes
 from regard.viewer.page import SCRIPTS
 from regard.viewer.record import cell_edges, pool
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import regard
 from attending import Attend, Block, arrays
 from regard import errors
 from regard.operator import DEFAULT_READ_OUTS
@@ -201,3 +202,29 @@ def test_watching_compiled_models_again_compiles_nothing_again(in_place, most):
                 assert torch.equal(model(X), alone)
             assert len(compiled) == most
     assert "torch.compile hides what is in it" in seen.unseen[0]
+
+
+@pytest.mark.parametrize(
+    ("ask", "text"),
+    [
+        (lambda seen, path: seen.html(path, batch="a"), "batch='a'. Wanted: a number from 0 to 1"),
+        (lambda seen, path: seen.html(path, batch=1.5), "batch=1.5. Wanted: a number from 0 to 1"),
+        (lambda seen, path: seen.html(None), "a path of type NoneType. Wanted: a text or a Path"),
+        (lambda seen, path: seen.html(path, title=3), "title=3. Wanted: a text"),
+        (lambda seen, path: seen.html(path, against="b"), "against='b'. Wanted: a recording"),
+        (lambda seen, path: seen.save(3.5), "a path of type float. Wanted: a text or a Path"),
+        (lambda seen, path: regard.load(3.5), "a path of type float. Wanted: a text or a Path"),
+        (lambda seen, path: regard.load(path, limit="a"), "limit='a'. Wanted: a number of bytes"),
+        (
+            lambda seen, path: seen.heads().top("entropy", "a"),
+            "count='a'. Wanted: a number of heads",
+        ),
+        (lambda seen, path: seen.heads().telling(-1), "count=-1. Wanted: a number of heads"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said(tmp_path, ask, text):
+    with watch(model := stack(1)) as seen, torch.no_grad():
+        model(X)
+    with pytest.raises(errors.OptionError) as raised:
+        ask(seen, tmp_path / "page.html")
+    assert text in str(raised.value)

@@ -9,19 +9,13 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from regard.errors import ModelError
 from regard.torch import MultiheadAttention, scaled_dot_product_attention
+from regard.torch.sdpa import FUNCTIONS
 
 __all__ = ["Acceleration", "accelerate"]
-
-_FUNCTIONS = (
-    functional.scaled_dot_product_attention,
-    torch.ops.aten.scaled_dot_product_attention,
-    torch.ops.aten.scaled_dot_product_attention.default,
-)
 
 
 def accelerate(model: nn.Module) -> Acceleration:
@@ -130,7 +124,7 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in _FUNCTIONS and not args[0].is_nested:
+        if func in FUNCTIONS and not args[0].is_nested:
             func = scaled_dot_product_attention
         return func(*args, **(kwargs or {}))
 
@@ -157,7 +151,7 @@ def _calls_attention(function: tuple[CodeType, dict[str, Any]], deeper: bool = T
     code, names = function
     for name in code.co_names:
         found = names.get(name)
-        if name == "scaled_dot_product_attention" or any(found is known for known in _FUNCTIONS):
+        if name == "scaled_dot_product_attention" or any(found is known for known in FUNCTIONS):
             return True
         if isinstance(found, FunctionType) and deeper:
             inner = found.__code__, found.__globals__

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from regard import api, readouts
 from regard._arrays import as_numpy
-from regard.errors import FileFormatError, RegardError
+from regard.errors import FileFormatError, OptionError, RegardError
 from regard.masks import Normal
 from regard.operator import AttentionWeights
 from regard.recording.entry import Entry, Fixed
@@ -28,7 +28,7 @@ from regard.recording.heads import HeadTable, table
 from regard.recording.record import Recording
 from regard.recording.summary import NAMES, STATISTICS, Summary, requested, summarise
 
-__all__ = ["load", "save"]
+__all__ = ["as_path", "load", "save"]
 
 _FORMAT, _VERSION = "regard recording", 1
 _INDEX = "recording.json"
@@ -53,7 +53,7 @@ def save(
 
     Raises: FileFormatError when it cannot be written.
     """
-    path = Path(path)
+    path = as_path(path)
     heads = table(recording) if heads is None else heads
     try:
         with _replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
@@ -78,6 +78,9 @@ def load(path: str | Path, *, limit: int = 1 << 33) -> Recording:
 
     Raises: FileFormatError for a file that is missing, damaged or no recording.
     """
+    path = as_path(path)
+    if not isinstance(limit, int) or limit < 0:
+        raise OptionError(f"limit={limit!r}", "a number of bytes")
     try:
         with zipfile.ZipFile(path) as file:
             return _read(_Reader(file, limit))
@@ -90,6 +93,14 @@ def load(path: str | Path, *, limit: int = 1 << 33) -> Recording:
     except _DAMAGED as error:
         reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         raise FileFormatError(f"{path} is no recording, or damaged: {reason}") from error
+
+
+def as_path(given: Any) -> Path:
+    """The path that was given. Raises OptionError for what is none."""
+    try:
+        return Path(given)
+    except TypeError as error:
+        raise OptionError(f"a path of type {type(given).__name__}", "a text or a Path") from error
 
 
 # What the libraries that read may raise for bytes that are not what they should be.

@@ -93,11 +93,14 @@ class HeadTable(Sequence[HeadRow]):
     def top(self, name: str, count: int = 1) -> list[HeadRow]:
         """The heads with the largest score of that name, falling; NaN never counts."""
         values = self.score(name)
+        _check_count(count)
         order = np.argsort(-values, kind="stable")
         return [self.rows[n] for n in order[:count] if not np.isnan(values[n])]
 
     def telling(self, count: int | None = None) -> list[HeadRow]:
         """The heads with a pattern of their own, the clearest first."""
+        if count is not None:
+            _check_count(count)
         named = [row for row in self.rows if row.named]
         return sorted(named, key=lambda row: -row.strength)[:count]
 
@@ -135,6 +138,11 @@ def table(recording: Iterable[Weights], token_ids: Any = None, special: Any = No
             kind, evidence = _kind(numbers)
             rows.append(HeadRow(call, layer, head, name, kind, evidence, numbers))
     return HeadTable(tuple(rows))
+
+
+def _check_count(count: Any) -> None:
+    if not isinstance(count, (int, np.integer)) or count < 0:
+        raise OptionError(f"count={count!r}", "a number of heads")
 
 
 def layer_of(name: str, call: int) -> int:

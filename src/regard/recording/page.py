@@ -95,8 +95,8 @@ def _chosen(recording: Recording) -> list[str]:
 def _element(weights: Weights, batch: int) -> Weights:
     """One batch element's operator (H, Lq, Lk), or its summary."""
     count = weights.shape[0] if len(weights.shape) > 3 else 1
-    if not 0 <= batch < count:
-        raise OptionError(f"batch={batch}", f"a number from 0 to {count - 1}")
+    if not isinstance(batch, (int, np.integer)) or not 0 <= batch < count:
+        raise OptionError(f"batch={batch!r}", f"a number from 0 to {count - 1}")
     if isinstance(weights, Summary):
         return weights.element(batch)
     return weights[batch] if len(weights.shape) > 3 else weights

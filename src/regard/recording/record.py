@@ -155,9 +155,15 @@ class Recording(Sequence[Weights]):
         Raises: OptionError when nothing was recorded or there is no such batch element, ShapeError
         when the recordings to compare differ in shape, FileFormatError when it cannot be written.
         """
+        from regard.recording.files import as_path
         from regard.recording.page import record
         from regard.viewer import write_page
 
+        if against is not None and not isinstance(against, Recording):
+            raise OptionError(f"against={against!r}", "a recording", "regard.load(path) reads one")
+        if title is not None and not isinstance(title, str):
+            raise OptionError(f"title={title!r}", "a text")
+        path = as_path(path)
         before = None if against is None else record(against, title=title, batch=batch)
         try:
             write_page(record(self, title=title, batch=batch), path, against=before)

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from inspect import signature
+from typing import Any
 
 from regard.masks import causal
 from regard.recording.call import Call
+from regard.torch.sdpa import FUNCTIONS, scaled_dot_product_attention
 
 __all__ = ["FUNCTIONS", "read"]
 
-FUNCTIONS = (
-    functional.scaled_dot_product_attention,
-    torch.ops.aten.scaled_dot_product_attention,
-    torch.ops.aten.scaled_dot_product_attention.default,
-)
+_ARGUMENTS = signature(scaled_dot_product_attention)  # ours are PyTorch's
 
 
-def read(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Call:
+def read(*args: Any, **kwargs: Any) -> Call:
     """The call for PyTorch's arguments; is_causal is aligned to the upper left, as there."""
+    given = _ARGUMENTS.bind(*args, **kwargs).arguments
+    mask, scale = given.get("attn_mask"), given.get("scale")
     return Call(
-        query,
-        key,
-        terms=() if attn_mask is None else (attn_mask,),
-        mask=causal("upper_left") if is_causal else None,
+        given["query"],
+        given["key"],
+        terms=() if mask is None else (mask,),
+        mask=causal("upper_left") if given.get("is_causal") else None,
         scale=None if scale is None else float(scale),
-        value=value,
+        value=given["value"],
     )

@@ -13,8 +13,14 @@ from regard import api
 from regard.errors import ShapeError
 from regard.masks import as_mask, causal
 
-__all__ = ["autocast", "scaled_dot_product_attention", "split"]
+__all__ = ["FUNCTIONS", "autocast", "scaled_dot_product_attention", "split"]
 
+# PyTorch's own function, under all its names.
+FUNCTIONS = (
+    torch.nn.functional.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+)
 _CAST = (torch.float32, torch.float16, torch.bfloat16)  # what torch.autocast converts
 # One object for all calls: a mask knows its own signature, by which calls are repeated.
 _UPPER_LEFT, _LOWER_RIGHT = causal("upper_left"), causal("lower_right")

@@ -79,14 +79,3 @@ class Chunks:
     def size(self) -> int:
         """Characters so far."""
         return sum(map(len, self.base64))
-
-
-def unpack(entry: dict[str, Any], chunks: list[str]) -> NDArray[Any]:
-    """What the page does to show an array: (its entry, all chunks) → numbers."""
-    raw = zlib.decompress(base64.b64decode(chunks[entry["chunk"]]))
-    dtype = np.dtype(entry["dtype"]).newbyteorder("<")
-    array = np.frombuffer(raw, dtype).reshape(entry["shape"])
-    if "codes" not in entry:
-        return array
-    codes = {name: entry["codes"][name] for name in ("floor", "top", "last")}
-    return LogCodes(**codes).table()[array]
