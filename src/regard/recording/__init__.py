@@ -2,11 +2,10 @@
 
 watching.py watches a PyTorch model and gives a Recording (record.py). session.py says where it
 hooks in; sdpa.py, flex.py, multihead.py and interfaces.py read the calls that models make; terms.py
-and call.py turn them into operators; keeper.py decides what is kept of each; cache.py follows the keys
-of a generation, and growing.py puts its steps together, stepped.py their read-outs; summary.py is
-what is left where only read-outs are kept;
-unseen.py finds what was missed; files.py saves and loads. text.py and picture.py read with models
-on disk (models.py) for the command.
+and call.py turn them into operators; keeper.py decides what is kept of each; cache.py follows the
+keys of a generation, and growing.py puts its steps together, stepped.py their read-outs; summary.py
+is what is left where only read-outs are kept; unseen.py finds what was missed; files.py saves and
+loads. text.py and picture.py read with models on disk (models.py) for the command.
 """
 
 from typing import TYPE_CHECKING, Any
