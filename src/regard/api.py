@@ -73,8 +73,8 @@ def attention(
     softmax as in Dao et al., "FlashAttention" (2022).
     """
     if sinks is None and dropout_seed is None and not dropout_p:
-        options = (scale, softcap, layout, precision)
-        output = repeat(query, key, value, mask, bias, *options, backend=backend)
+        options = (scale, softcap, layout, precision, backend)
+        output = repeat(query, key, value, mask, bias, options)
         if output is not None:
             return output
     front = front_end(query=query, key=key, value=value, bias=bias, sinks=sinks)

@@ -26,12 +26,10 @@ _OPTIONS = (type(None), float, int, str)  # an option of another type is not pla
 _known: dict[Any, Any] = {}  # by signature: the front end's Repeated; None: only the long way
 
 
-def repeat(
-    query: Any, key: Any, value: Any, mask: Any, bias: Any, *options: Any, backend: Any
-) -> Any:
+def repeat(query: Any, key: Any, value: Any, mask: Any, bias: Any, options: tuple[Any, ...]) -> Any:
     """The output of a plain call without sinks and dropout; None: take the long way.
 
-    options: scale, softcap, layout and precision.
+    options: scale, softcap, layout, precision and backend.
 
     Raises: what the long way would raise.
     """
@@ -47,7 +45,7 @@ def repeat(
             if edge_count(mask) is not None:
                 return None
             shown = _ARRAYS
-    signature = (arrays, shown, options, backend)
+    signature = (arrays, shown, options)
     try:
         call = _known[signature]
     except KeyError:
@@ -58,9 +56,10 @@ def repeat(
 
 
 def _first(front: Any, arrays: Any, mask: Mask | None, bias: Any, signature: Any) -> Any:
-    *_, options, backend = signature
-    if not all(isinstance(option, _OPTIONS) for option in (*options, backend)):
+    *_, options = signature
+    if not all(isinstance(option, _OPTIONS) for option in options):
         return None
+    *options, backend = options
     named = dict(zip(("scale", "softcap", "layout", "precision"), options, strict=True))
     call = front.repeated(make(*arrays, mask=mask, bias=bias, **named), backend)
     if len(_known) >= _MOST:

@@ -21,7 +21,8 @@ from regard.errors import BackendError
 from regard.kernels.structs import (
     ABI_VERSION,
     ProblemForm,
-    Unplaced,
+    UnplacedArray,
+    UnplacedProblem,
     address,
     pack_array,
     pack_bias,
@@ -122,8 +123,9 @@ class Prepared:
 
     def __init__(self, problem: Problem, arrays: list[bytes], bias: bytes) -> None:
         self._form, self._extent = ProblemForm(problem), problem.extent
-        self._query, self._key, self._value, self._output = (Unplaced(a).at for a in arrays)
-        self._bias = Unplaced(bias).at
+        *given, output = arrays
+        self._problem = UnplacedProblem(self._form, given, bias).at
+        self._output = UnplacedArray(output).at
         self._call = _library().regard_forward
         self._seen = None
         if problem.mask is None or problem.mask.signature is not None:
@@ -141,9 +143,7 @@ class Prepared:
         self, query: int, key: int, value: int, bias: int, seen: bytes, output: int, lse: int = 0
     ) -> None:
         """Write the output and, unless its address is 0, the log-sum-exp."""
-        packed = self._form.pack(
-            self._query(query), self._key(key), self._value(value), seen, self._bias(bias)
-        )
+        packed = self._problem(query, key, value, seen, bias)
         status = self._call(packed, self._output(output), lse)
         if status:
             _check(status)
