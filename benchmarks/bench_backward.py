@@ -1,6 +1,6 @@
 """How fast are forward and backward together, beside PyTorch's fused attention and the plain one?
 
-    python benchmarks/bench_backward.py [TEXT …]     # the cases whose label has every TEXT
+    python benchmarks/bench_backward.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
 Each case with one thread, and with all. Writes benchmarks/results/backward.json.
 """
@@ -8,10 +8,11 @@ Each case with one thread, and with all. Writes benchmarks/results/backward.json
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from harness import alternate, chosen, counted, record, save, thread_counts, using
+from harness import alternate, counted, measure, record, thread_counts, using
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -51,22 +52,22 @@ def calls(shape: tuple[int, ...], causal: bool, dtype: str) -> dict[str, Callabl
     }
 
 
+def row(
+    label: str, shape: tuple[int, ...], causal: bool, dtype: str, threads: int
+) -> dict[str, Any]:
+    with using(threads):
+        return record(label, dtype, alternate(calls(shape, causal, dtype), seconds=2))
+
+
 def main() -> None:
-    rows = []
-    cases = [
-        (
-            f"{dtype} {shape}{' causal' if causal else ''} forward + backward, {counted(threads)}",
-            *(shape, causal, dtype, threads),
-        )
-        for dtype in ("float32", "bfloat16")
-        for shape, causal in CASES
-        for threads in thread_counts()
-    ]
-    for label, shape, causal, dtype, threads in chosen(cases):
-        with using(threads):
-            rows.append(record(label, dtype, alternate(calls(shape, causal, dtype), seconds=3)))
-    if len(rows) == len(cases):
-        print(save("backward", rows))
+    cases = {}
+    for dtype in ("float32", "bfloat16"):
+        for shape, causal in CASES:
+            for threads in thread_counts():
+                what = f"{shape}{' causal' if causal else ''} forward + backward"
+                label = f"{dtype} {what}, {counted(threads)}"
+                cases[label] = partial(row, label, shape, causal, dtype, threads)
+    measure("backward", cases)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,24 @@
-"""How fast is attention's forward, dense and causal, beside PyTorch's fused attention?
+"""How fast is attention's forward beside PyTorch's fused attention, and beside what can be done?
 
-    python benchmarks/bench_forward.py [TEXT …]     # the cases whose label has every TEXT
+    python benchmarks/bench_forward.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
-Each case with one thread, and with all. Writes benchmarks/results/forward.json.
+Each case with one thread, and with all. "limit" is what bounds the case, measured in turns with it
+(probe.py): the useful multiplications of float32 in registers; in bfloat16 on the matrix unit both
+products and the exponentials on packed operands in the caches; for one query, reading the very keys
+and values. So its ratio is the share of the limit that is reached. Writes
+benchmarks/results/forward.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import probe
 import torch
-from harness import alternate, chosen, counted, record, save, thread_counts, using
+from harness import alternate, counted, measure, record, thread_counts, using
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import regard
@@ -32,41 +39,66 @@ CASES = [
 ]
 
 
-def calls(sizes: tuple[int, ...], option: str, dtype: str) -> dict[str, Callable[[], Any]]:
-    b, h, k, lq, lk, d = sizes
-    kind = getattr(torch, dtype)
-    query = torch.randn(b, h, lq, d, dtype=kind)
-    key, value = (torch.randn(b, k, lk, d, dtype=kind) for _ in range(2))
-    causal = option == " causal"
-    mask = regard.causal() if causal else None
-    bias = torch.randn(b, h, lq, lk, dtype=kind) if option == " float bias" else None
+def row(
+    label: str, sizes: tuple[int, ...], option: str, dtype: str, threads: int
+) -> dict[str, Any]:
+    with using(threads):
+        arrays = tensors(sizes, dtype)
+        work = calls(*arrays, option)
+        bound, limit = limited(*arrays, option)
+        if limit:
+            work["limit"] = limit
+        return {**record(label, dtype, alternate(work)), "limited by": bound}
 
-    def ours() -> torch.Tensor:
+
+def tensors(sizes: tuple[int, ...], dtype: str) -> list[Tensor]:
+    b, h, k, lq, lk, d = sizes
+    shapes = ((b, h, lq, d), (b, k, lk, d), (b, k, lk, d))
+    return [torch.randn(shape, dtype=getattr(torch, dtype)) for shape in shapes]
+
+
+def calls(query: Tensor, key: Tensor, value: Tensor, option: str) -> dict[str, Callable[[], Any]]:
+    causal, grouped = option == " causal", query.shape[1] != key.shape[1]
+    mask = regard.causal() if causal else None
+    bias = None
+    if option == " float bias":
+        bias = torch.randn(*query.shape[:3], key.shape[2], dtype=query.dtype)
+
+    def ours() -> Tensor:
         return regard.attention(query, key, value, mask=mask, bias=bias)
 
-    def pytorch() -> torch.Tensor:
-        return sdpa(query, key, value, bias, is_causal=causal, enable_gqa=h != k)
+    def pytorch() -> Tensor:
+        return sdpa(query, key, value, bias, is_causal=causal, enable_gqa=grouped)
 
     return {"regard": ours, "torch": pytorch}
 
 
+def limited(query: Tensor, key: Tensor, value: Tensor, option: str) -> tuple[str | None, Any]:
+    """What bounds the case, and a call that takes as long as that; None: the call itself."""
+    limits = probe.load()
+    batch, heads, queries, size = query.shape
+    pairs = batch * heads * queries * key.shape[2]
+    if option == " causal":
+        pairs = batch * heads * queries * (queries + 1) // 2
+    operations = 4.0 * pairs * size
+    if limits is None or operations < 1e6:
+        return None, None
+    if queries == 1:
+        return "reading keys and values", limits.read([key, value])
+    if query.dtype == torch.bfloat16 and (fused := limits.fused(pairs, size)):
+        return "products and exponentials in the caches", fused
+    return "float32 multiply-adds in registers", limits.fma(operations)
+
+
 def main() -> None:
-    rows = []
-    cases = [
-        (
-            f"{dtype} {(b, h, lq, lk, d)}{option}, {counted(threads)}",
-            *((b, h, k, lq, lk, d), option, dtype, threads),
-        )
-        for dtype in ("float32", "bfloat16")
-        for (b, h, k, lq, lk, d), option in CASES
-        for threads in thread_counts()
-    ]
-    for label, sizes, option, dtype, threads in chosen(cases):
-        with using(threads):
-            times = alternate(calls(sizes, option, dtype))
-        rows.append(record(label, dtype, times))
-    if len(rows) == len(cases):
-        print(save("forward", rows))
+    cases = {}
+    for dtype in ("float32", "bfloat16"):
+        for sizes, option in CASES:
+            b, h, _, lq, lk, d = sizes
+            for threads in thread_counts():
+                label = f"{dtype} {(b, h, lq, lk, d)}{option}, {counted(threads)}"
+                cases[label] = partial(row, label, sizes, option, dtype, threads)
+    measure("forward", cases)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does a mask cost what it shows? Windows, documents and padding beside a dense mask in PyTorch.
 
-    python benchmarks/bench_masks.py [TEXT …]     # the cases whose label has every TEXT
+    python benchmarks/bench_masks.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
 Beside PyTorch's fused attention with the dense mask, and its compiled FlexAttention. Writes
 benchmarks/results/masks.json.
@@ -9,10 +9,11 @@ benchmarks/results/masks.json.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from harness import alternate, chosen, record, save
+from harness import alternate, measure, record
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -60,27 +61,33 @@ def flex(q: Tensor, k: Tensor, v: Tensor, sees: Callable[..., Any]) -> Callable[
     return lambda: compiled(q, k, v, block_mask=blocks)
 
 
+def row(
+    label: str,
+    shape: tuple[int, int, int, int],
+    mask: Mask,
+    sees: Callable[..., Any],
+    dtype: str,
+) -> dict[str, Any]:
+    batch, heads, length, _ = shape
+    q, k, v = (torch.randn(shape, dtype=getattr(torch, dtype)) for _ in range(3))
+    seen = visibility(mask, Extent((batch,), heads, length, length)).as_dense(length)
+    dense = torch.from_numpy(seen.copy())
+    calls = {
+        "regard": lambda: regard.attention(q, k, v, mask=mask),
+        "torch": lambda: sdpa(q, k, v, attn_mask=dense),
+        "flex": flex(q, k, v, sees),
+    }
+    with torch.no_grad():
+        return record(label, dtype, alternate(calls, seconds=3))
+
+
 def main() -> None:
-    rows = []
-    cases = [
-        (f"{dtype} {shape} {name}", shape, mask, sees, dtype)
-        for dtype in ("float32", "bfloat16")
-        for name, shape, mask, sees in CASES
-    ]
-    for label, (b, h, length, d), mask, sees, dtype in chosen(cases):
-        kind = getattr(torch, dtype)
-        q, k, v = (torch.randn(b, h, length, d, dtype=kind) for _ in range(3))
-        seen = visibility(mask, Extent((b,), h, length, length)).as_dense(length)
-        dense = torch.from_numpy(seen.copy())
-        calls = {
-            "regard": lambda q=q, k=k, v=v, mask=mask: regard.attention(q, k, v, mask=mask),
-            "torch": lambda q=q, k=k, v=v, dense=dense: sdpa(q, k, v, attn_mask=dense),
-            "flex": flex(q, k, v, sees),
-        }
-        with torch.no_grad():
-            rows.append(record(label, dtype, alternate(calls, seconds=3)))
-    if len(rows) == len(cases):
-        print(save("masks", rows))
+    cases = {}
+    for dtype in ("float32", "bfloat16"):
+        for name, shape, mask, sees in CASES:
+            label = f"{dtype} {shape} {name}"
+            cases[label] = partial(row, label, shape, mask, sees, dtype)
+    measure("masks", cases)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How fast are whole Hugging Face models with Regard's attention, beside PyTorch's?
 
-    python benchmarks/bench_models.py [TEXT …]     # the cases whose label has every TEXT
+    python benchmarks/bench_models.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
 Random weights of BERT-base's and GPT-2's size, batch 1. Writes benchmarks/results/models.json.
 """
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from harness import alternate, chosen, record, save
+from harness import alternate, measure, record
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 import regard.huggingface  # noqa: F401 - registers the implementation "regard"
@@ -45,27 +46,27 @@ def training(model: Any, tokens: torch.Tensor) -> Callable[[], Any]:
     return step
 
 
+def row(label: str, name: str, length: int, dtype: str, way: Callable[..., Any]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = MODELS[name]().to(getattr(torch, dtype))
+    tokens = torch.randint(1000, (1, length))
+    calls = {}
+    for peer, implementation in PEERS.items():
+        own = copy.deepcopy(model)
+        own.set_attn_implementation(implementation)
+        calls[peer] = way(own, tokens)
+    return record(label, dtype, alternate(calls, seconds=8, least=3))
+
+
 def main() -> None:
-    rows = []
-    cases = [
-        (f"{dtype} {name} {length} tokens, {way.__name__}", name, length, dtype, way)
-        for dtype in ("float32", "bfloat16")
-        for name in MODELS
-        for length in (512, 1024)
-        for way in (inference, training)
-    ]
-    for label, name, length, dtype, way in chosen(cases):
-        torch.manual_seed(0)
-        model = MODELS[name]().to(getattr(torch, dtype))
-        tokens = torch.randint(1000, (1, length))
-        calls = {}
-        for peer, implementation in PEERS.items():
-            own = copy.deepcopy(model)
-            own.set_attn_implementation(implementation)
-            calls[peer] = way(own, tokens)
-        rows.append(record(label, dtype, alternate(calls, seconds=6)))
-    if len(rows) == len(cases):
-        print(save("models", rows))
+    cases = {}
+    for dtype in ("float32", "bfloat16"):
+        for name in MODELS:
+            for length in (512, 1024):
+                for way in (inference, training):
+                    label = f"{dtype} {name} {length} tokens, {way.__name__}"
+                    cases[label] = partial(row, label, name, length, dtype, way)
+    measure("models", cases)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,23 @@
-"""What the benchmarks share: timing by turns, printed ratios, and JSON that names the machine."""
+"""What the benchmarks share: timing by turns, printed ratios, and JSON that grows case by case.
+
+    python benchmarks/bench_NAME.py [--resume] [--seconds N] [TEXT …]
+
+measures the cases whose label has every TEXT; each is written to benchmarks/results/NAME.json as
+soon as it is measured, in place of what was there for it. --resume leaves out what this version of
+the code was measured on already. After --seconds no further case is begun, and the status is 75 if
+some are left.
+"""
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +31,12 @@ from regard.cli.timing import Timing, alternate
 from regard.kernels import native
 
 __all__ = [
+    "UNFINISHED",
     "alternate",
-    "chosen",
     "counted",
     "machine",
+    "measure",
+    "measured",
     "ratio_line",
     "record",
     "save",
@@ -32,13 +45,22 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
+UNFINISHED = 75
+_CODE = ("src", "native", "CMakeLists.txt", "benchmarks/*.py", "benchmarks/*.cpp")
+
+Row = dict[str, Any]
+
+
+@functools.cache
+def commit() -> str:
+    """The last commit that changed what is measured, or how."""
+    root = Path(__file__).parents[1]
+    command = ["git", "-C", str(root), "log", "-1", "--format=%h", "--", *_CODE]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def machine() -> dict[str, Any]:
     """Processor, threads, versions and commit: what a figure is worth nothing without."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "processor": platform.machine(),
         "isa": native.isa(),
@@ -47,13 +69,45 @@ def machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "torch": torch.__version__,
         "regard": regard.__version__,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
     }
 
 
-def chosen(cases: list[Any]) -> list[Any]:
-    """Those cases whose first entry, the label, has every text of the command line in it."""
-    return [case for case in cases if all(text in case[0] for text in sys.argv[1:])]
+def measure(name: str, cases: Mapping[str, Callable[[], Row]], arguments: Any = None) -> None:
+    """Measure the cases that the command line chooses: labels, and calls that give their rows.
+
+    arguments: a parser that has options of its own.
+    """
+    parser = arguments or argparse.ArgumentParser()
+    parser.add_argument("texts", nargs="*", metavar="TEXT")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    chosen = parser.parse_args()
+    begun, rows = time.monotonic(), measured(name)
+    for label, call in cases.items():
+        if not all(text in label for text in chosen.texts):
+            continue
+        if chosen.resume and rows.get(label, {}).get("commit") == commit():
+            continue
+        if time.monotonic() - begun > chosen.seconds:
+            sys.exit(UNFINISHED)
+        rows[label] = {"case": label, **call(), "commit": commit()}
+        save(name, [rows[label] for label in cases if label in rows])
+
+
+def measured(name: str) -> dict[str, Row]:
+    """The rows of benchmarks/results/NAME.json by their cases."""
+    path = RESULTS / f"{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return {row["case"]: row for row in rows}
+
+
+def save(name: str, rows: Any) -> Path:
+    """Write benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    return path
 
 
 def thread_counts() -> tuple[int, ...]:
@@ -77,15 +131,7 @@ def using(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def save(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write benchmarks/results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    return path
-
-
-def record(label: str, dtype: str, times: dict[str, Timing]) -> dict[str, Any]:
+def record(label: str, dtype: str, times: dict[str, Timing]) -> Row:
     """One row for `save`, printed as it comes: our median, each peer's, and the ratio."""
     print(ratio_line(label, times), flush=True)
     return {"case": label, "dtype": dtype, **{name: asdict(t) for name, t in times.items()}}
