@@ -2,6 +2,7 @@
 # make test   everything that is needed, then the tests
 # make check  formatting, lint, types, import rules
 # make bench  this machine against PyTorch
+# make benchmarks  everything that the README says was measured
 # make docs   the documentation of every public name, in build/docs
 # make pictures  the pictures of the page in the README
 # make wheel  a wheel in dist/
@@ -14,7 +15,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 FOLDERS := $(shell find src/regard -type d -not -name '__pycache__' -not -name '_native')
 NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-slow check format bench docs pictures wheel clean
+.PHONY: demo test test-slow check format bench benchmarks docs pictures wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/regard explain examples/tides.txt --html attention.html
@@ -39,6 +40,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_forward.py
+
+benchmarks: $(INSTALLED)
+	$(BIN)/python benchmarks/run_all.py $(ARGUMENTS)
 
 docs: $(INSTALLED)
 	$(BIN)/pdoc -o build/docs regard '!regard.cli'

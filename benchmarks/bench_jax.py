@@ -1,6 +1,6 @@
 """What does attention cost on JAX arrays, under jit, beside jax.nn.dot_product_attention?
 
-    python benchmarks/bench_jax.py
+    python benchmarks/bench_jax.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
 Writes benchmarks/results/jax.json. The smallest case shows what a call costs by itself; "empty" is
 a jitted function that adds two such arrays.
@@ -8,9 +8,12 @@ a jitted function that adds two such arrays.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from harness import alternate, record, save
+from harness import alternate, measure, record
 
 import regard
 
@@ -45,22 +48,25 @@ def calls(q, k, v, causal, gradients):
     return {"regard": compiled(ours), "jax.nn": compiled(theirs)}
 
 
+def row(label, name, shape, causal, dtype, gradients) -> dict[str, Any]:
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, shape, dtype) for key in keys)
+    peers = calls(q, k, v, causal, gradients)
+    if name == "overhead":
+        empty = jax.jit(jnp.add)
+        peers["empty"] = lambda: jax.block_until_ready(empty(q, q))
+    return record(label, dtype, alternate(peers, seconds=1))
+
+
 def main() -> None:
-    rows = []
+    cases = {}
     for dtype in ("float32", "bfloat16"):
         # jax.nn cannot compile the smallest case's gradients in bfloat16.
         for name, shape, causal in CASES if dtype == "float32" else CASES[1:]:
-            keys = jax.random.split(jax.random.key(0), 3)
-            q, k, v = (jax.random.normal(key, shape, dtype) for key in keys)
             for gradients in (False, True):
-                peers = calls(q, k, v, causal, gradients)
-                if name == "overhead":
-                    empty = jax.jit(jnp.add)
-                    peers["empty"] = lambda empty=empty, q=q: jax.block_until_ready(empty(q, q))
-                times = alternate(peers, seconds=1)
                 label = f"{dtype} {shape} {name}{', gradients' if gradients else ''}"
-                rows.append(record(label, dtype, times))
-    print(save("jax", rows))
+                cases[label] = partial(row, label, name, shape, causal, dtype, gradients)
+    measure("jax", cases)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much memory does a call need beyond its arguments and results, and how does it grow?
 
-    python benchmarks/bench_memory.py
+    python benchmarks/bench_memory.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
 Growth of the process's peak, each measurement in a process of its own, after a small call of the
 same kind. What is measured includes the result (forward: the output; backward: three gradients, the
@@ -12,11 +12,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from bench_readouts import peak
-from harness import save
+from harness import measure
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import regard
@@ -26,7 +27,7 @@ CALLS: dict[str, Callable[..., Any]] = {"regard": regard.attention, "torch": sdp
 LENGTHS = {"forward": (2048, 8192), "backward": (1024, 2048, 4096)}
 
 
-def measure(peer: str, way: str, dtype: str, length: int) -> float:
+def grow(peer: str, way: str, dtype: str, length: int) -> float:
     """MiB."""
     kind = getattr(torch, dtype)
 
@@ -50,23 +51,28 @@ def results(way: str, dtype: str, length: int) -> float:
     return rows / 2**20
 
 
+def row(label: str, way: str, dtype: str, length: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"results MiB": results(way, dtype, length)}
+    for peer in CALLS:
+        command = [sys.executable, __file__, "grow", peer, way, dtype, str(length)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[f"{peer} MiB"] = float(done.stdout)
+    print(label, found, flush=True)
+    return found
+
+
 def main() -> None:
-    if len(sys.argv) == 5:
-        print(measure(*sys.argv[1:4], int(sys.argv[4])))
+    if sys.argv[1:2] == ["grow"]:
+        _, _, *what, length = sys.argv
+        print(grow(*what, int(length)))
         return
-    rows = []
+    cases = {}
     for way, lengths in LENGTHS.items():
         for dtype in ("float32", "bfloat16"):
             for length in lengths:
-                row: dict[str, Any] = {"way": way, "dtype": dtype, "length": length}
-                row["results MiB"] = results(way, dtype, length)
-                for peer in CALLS:
-                    command = [sys.executable, __file__, peer, way, dtype, str(length)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    row[f"{peer} MiB"] = float(done.stdout)
-                print(row, flush=True)
-                rows.append(row)
-    print(save("memory", rows))
+                label = f"{way} {dtype} {length}"
+                cases[label] = partial(row, label, way, dtype, length)
+    measure("memory", cases)
 
 
 if __name__ == "__main__":

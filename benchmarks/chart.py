@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-_WIDTH, _LABEL, _NAME, _BAR, _ROW, _GAP = 860, 130, 96, 460, 15, 14
+_WIDTH, _LABEL, _NAME, _BAR, _ROW, _GAP = 930, 170, 120, 460, 15, 14
 _COLOURS = {"regard": "#0b6e4f"}
 _OTHER = "#9aa5b1"
 _MOST = 6.0  # longer bars are cut here, and say how long they are
@@ -16,7 +16,9 @@ def bars(rows: list[dict[str, Any]], title: str) -> str:
     parts, y = [], 46
     for row in rows:
         ours = row["regard"]["median"]
-        names = [name for name, value in row.items() if isinstance(value, dict)]
+        names = [
+            name for name, value in row.items() if isinstance(value, dict) and "median" in value
+        ]
         names.sort(key=lambda name: row[name]["median"])
         parts.append(_text(0, y + _ROW - 4, row["case"], weight="600"))
         for name in names:

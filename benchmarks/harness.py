@@ -27,12 +27,13 @@ import numpy as np
 import torch
 
 import regard
-from regard.cli.timing import Timing, alternate
+from regard.cli.timing import Timing, alternate, summary
 from regard.kernels import native
 
 __all__ = [
     "UNFINISHED",
     "alternate",
+    "chosen",
     "counted",
     "machine",
     "measure",
@@ -40,6 +41,7 @@ __all__ = [
     "ratio_line",
     "record",
     "save",
+    "summary",
     "thread_counts",
     "using",
 ]
@@ -93,6 +95,11 @@ def measure(name: str, cases: Mapping[str, Callable[[], Row]], arguments: Any = 
             sys.exit(UNFINISHED)
         rows[label] = {"case": label, **call(), "commit": commit()}
         save(name, [rows[label] for label in cases if label in rows])
+
+
+def chosen(cases: list[Any]) -> list[Any]:
+    """Those cases whose first entry, the label, has every text of the command line in it."""
+    return [case for case in cases if all(text in case[0] for text in sys.argv[1:])]
 
 
 def measured(name: str) -> dict[str, Row]:

@@ -86,10 +86,11 @@ def empty_gradients(
 ) -> list[Tensor | None]:
     """What the kernels write the gradients into that are wanted, of arrays that are there.
 
-    Those of bias and sinks are sums over many rows: they are held in the type of lse.
+    Those of query, key and value lie in memory as these do, so that a transposition before needs no
+    copy of them. Those of bias and sinks are sums over many rows: they are held in the type of lse.
     """
     d_query, d_key, d_value = (
-        torch.empty_like(array, memory_format=torch.contiguous_format)
+        torch.empty_like(array, memory_format=_order(array))
         if want and array is not None
         else None
         for array, want in zip(arrays[:3], wanted[:3], strict=True)
@@ -99,6 +100,11 @@ def empty_gradients(
         for array, want in zip(arrays[3:], wanted[3:], strict=True)
     )
     return [d_query, d_key, d_value, d_bias, d_sinks]
+
+
+def _order(array: Tensor) -> torch.memory_format:
+    """How a gradient may lie in memory: as its array where the elements of a row lie together."""
+    return torch.preserve_format if array.stride(-1) == 1 else torch.contiguous_format
 
 
 def in_types_of(
