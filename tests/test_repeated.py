@@ -334,6 +334,23 @@ def test_gradients(mask, layout, no_long_way):
             same(found, result)
 
 
+def test_gradients_lie_in_memory_as_their_arrays():
+    arrays = [torch.randn(2, 7, 3, 8).transpose(1, 2).requires_grad_() for _ in range(3)]
+    for attend in (long_way, regard.attention):
+        for gradient in torch.autograd.grad(attend(*arrays).sum(), arrays):
+            assert gradient.stride() == arrays[0].stride()
+
+
+def test_gradients_of_rows_that_overlap_or_are_not_together():
+    _, k, v = tensors((1, 1, 8, 4), (1, 1, 8, 4))
+    wide, upstream = torch.randn(1, 1, 11, requires_grad=True), torch.randn(1, 1, 8, 4)
+    across = torch.randn(1, 1, 4, 8, requires_grad=True)
+    for leaf, view in ((wide, wide.unfold(-1, 4, 1)), (across, across.mT)):
+        (expected,) = torch.autograd.grad(regard.attention(view.clone(), k, v), leaf, upstream)
+        (found,) = torch.autograd.grad(regard.attention(view, k, v), leaf, upstream)
+        same(found, expected)
+
+
 @pytest.mark.parametrize("name", ["query", "key", "value", "bias"])
 def test_gradients_that_are_not_wanted(name):
     for _ in range(2):

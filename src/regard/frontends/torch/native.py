@@ -86,13 +86,10 @@ def empty_gradients(
 ) -> list[Tensor | None]:
     """What the kernels write the gradients into that are wanted, of arrays that are there.
 
-    Those of query, key and value lie in memory as these do, so that a transposition before needs no
-    copy of them. Those of bias and sinks are sums over many rows: they are held in the type of lse.
+    Those of bias and sinks are sums over many rows: they are held in the type of lse.
     """
     d_query, d_key, d_value = (
-        torch.empty_like(array, memory_format=_order(array))
-        if want and array is not None
-        else None
+        _empty_gradient(array) if want and array is not None else None
         for array, want in zip(arrays[:3], wanted[:3], strict=True)
     )
     d_bias, d_sinks = (
@@ -100,11 +97,6 @@ def empty_gradients(
         for array, want in zip(arrays[3:], wanted[3:], strict=True)
     )
     return [d_query, d_key, d_value, d_bias, d_sinks]
-
-
-def _order(array: Tensor) -> torch.memory_format:
-    """How a gradient may lie in memory: as its array where the elements of a row lie together."""
-    return torch.preserve_format if array.stride(-1) == 1 else torch.contiguous_format
 
 
 def in_types_of(
@@ -134,6 +126,17 @@ def settled(problem: Problem) -> Problem:
     if problem.precision is None and torch.get_float32_matmul_precision() != "highest":
         return problem.replace(precision="high")
     return problem
+
+
+def _empty_gradient(array: Tensor) -> Tensor:
+    """In memory as the array lies, so that whoever transposed it need not copy its gradient.
+
+    But the elements of a row lie together: kernels write them so.
+    """
+    gradient = torch.empty_like(array)
+    if gradient.stride(-1) == 1:
+        return gradient
+    return torch.empty_like(array, memory_format=torch.contiguous_format)
 
 
 def _new_lse(problem: Problem) -> Tensor:
