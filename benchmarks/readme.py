@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import measured
+from peers import PEERS
 
 README = Path(__file__).parents[1] / "README.md"
 DTYPES = ("float32", "bfloat16")
@@ -122,7 +123,7 @@ def peers() -> str:
         name = min(ratios, key=lambda name: ratios[name])
         nearest.append(ratios[name])
         behind += [f"{row['case']} ({n}, {r:.2f})" for n, r in ratios.items() if r < 1]
-    versions = {name: v for row in rows for name, v in row["versions"].items()}
+    versions = {PEERS[name][0]: v for row in rows for name, v in row["versions"].items()}
     said = ", ".join(
         f"{name} {v.split('-')[0]}" for name, v in versions.items() if name != "regard"
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/run_all.py [--prefix COMMAND] [--seconds N] [--peers ARGUMENTS]
 
-About ten minutes of an otherwise idle machine; it can be stopped and taken up again at any case.
+About a quarter of an hour of an otherwise idle machine; it may be stopped and goes on from there.
 --prefix is put before each command, such as "taskset -c 0,1"; --seconds is how long a command
 begins new cases, after which another one goes on; --peers is handed to bench_peers.py.
 """
@@ -22,8 +22,11 @@ from harness import RESULTS, UNFINISHED, commit
 HERE = Path(__file__).parent
 # Results that are written case by case, and those that are written at once, with arguments.
 GROWING = ("peaks", "forward", "backward", "masks", "peers", "models", "jax", "memory")
+DTYPES = ("float32", "bfloat16")
 WHOLE = [
-    ("readouts", what, dtype) for what in ("own", "peers") for dtype in ("float32", "bfloat16")
+    ("watch",),
+    ("graph",),
+    *(("readouts", what, d) for what in ("own", "peers") for d in DTYPES),
 ]
 
 
