@@ -1,0 +1,74 @@
+"""Keys and values that were projected before: what incremental decoding need not compute again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regard.errors import ShapeError
+
+__all__ = ["KeyValueCache"]
+
+
+class KeyValueCache:
+    """Keys (B, L, K, D) and values (B, L, K, E) so far; L grows with each `append`.
+
+    Memory is reserved in advance and doubled when it is full, so that a step copies what is new and
+    little more. Where keys or values require gradients, they are joined by copies instead, since
+    autograd refuses to differentiate through what was overwritten.
+    """
+
+    def __init__(self, key: Tensor | None = None, value: Tensor | None = None) -> None:
+        self._key, self._value = key, value
+        self._length = 0 if key is None else key.shape[1]
+
+    def __len__(self) -> int:
+        """L: the number of positions that are held."""
+        return self._length
+
+    @property
+    def key(self) -> Tensor:
+        """(B, L, K, D), a view."""
+        return _filled(self._key)[:, : self._length]
+
+    @property
+    def value(self) -> Tensor:
+        """(B, L, K, E), a view."""
+        return _filled(self._value)[:, : self._length]
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        """Add keys (B, n, K, D) and values (B, n, K, E) behind those that are there."""
+        self._key = _appended(self._key, self._length, key)
+        self._value = _appended(self._value, self._length, value)
+        self._length += key.shape[1]
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` positions, and forget those behind them."""
+        self._length = min(length, self._length)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row b becomes what row index[b] was; index (B',) of integers, for beam search."""
+        if self._key is not None and self._value is not None:
+            self._key, self._value = self.key[index], self.value[index]
+
+
+def _filled(array: Tensor | None) -> Tensor:
+    if array is None:
+        raise ShapeError("a cache in which nothing is yet", "keys and values", "call append first")
+    return array
+
+
+def _appended(held: Tensor | None, length: int, new: Tensor) -> Tensor:
+    """Memory that begins with `held[:, :length]` and then has `new`."""
+    if held is None:
+        return new
+    if torch.is_grad_enabled() and (held.requires_grad or new.requires_grad):
+        return torch.cat([held[:, :length], new], dim=1)
+    total = length + new.shape[1]
+    if total > held.shape[1]:
+        batch, _, *rest = held.shape
+        reserved = held.new_empty((batch, max(total, 2 * length), *rest))
+        reserved[:, :length] = held[:, :length]
+        held = reserved
+    held[:, length:total] = new
+    return held

@@ -1,0 +1,163 @@
+"""The Transformer: an encoder and a decoder that attend and nothing else."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from regard.errors import OptionError
+from regard.layers.blocks import DecoderBlock, EncoderBlock, Norm
+from regard.layers.cache import KeyValueCache
+from regard.layers.decoding import DecodingState
+from regard.layers.feedforward import Activation
+from regard.layers.memory import Memory
+from regard.layers.positions import SinusoidalPositions
+from regard.masks import causal, lengths
+
+__all__ = ["Transformer", "TransformerState"]
+
+_CAUSAL = causal("lower_right")  # the last query stands on the last key, with a cache too
+
+
+class Transformer(nn.Module):
+    """Encoder and decoder of "Attention Is All You Need" (Vaswani et al., 2017).
+
+    Tokens are integers; source rows are padded at their end to the longest, and so are target rows.
+
+    Args:
+        source_vocabulary, target_vocabulary: numbers of tokens.
+        width, heads: size of the vectors, and number of heads.
+        layers: number of blocks in the encoder, and in the decoder.
+        feedforward: inner size of the feed-forward parts; default 4 · width.
+        dropout: of embeddings and of what each part of a block gives.
+        tie_embeddings: whether the logits are products with the target's embeddings.
+        joint_vocabulary: whether source and target share their embeddings too; their vocabularies
+            are of one size then.
+        norm: "pre" (the usual today) or "post" (the article's).
+        activation: "relu", "gelu" or "swiglu".
+    """
+
+    def __init__(
+        self,
+        source_vocabulary: int,
+        target_vocabulary: int,
+        *,
+        width: int = 128,
+        heads: int = 4,
+        layers: int = 4,
+        feedforward: int | None = None,
+        dropout: float = 0.1,
+        tie_embeddings: bool = True,
+        joint_vocabulary: bool = False,
+        norm: Norm = "pre",
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        if joint_vocabulary and source_vocabulary != target_vocabulary:
+            raise OptionError(
+                f"joint_vocabulary=True with {source_vocabulary} source tokens and "
+                f"{target_vocabulary} target tokens",
+                "one vocabulary",
+            )
+        self.width = width
+        self.target_embedding = nn.Embedding(target_vocabulary, width)
+        self.source_embedding = (
+            self.target_embedding if joint_vocabulary else nn.Embedding(source_vocabulary, width)
+        )
+        self.positions, self.dropout = SinusoidalPositions(width), nn.Dropout(dropout)
+        options: dict[str, Any] = {
+            "feedforward": feedforward,
+            "dropout": dropout,
+            "norm": norm,
+            "activation": activation,
+        }
+        self.encoder = nn.ModuleList(EncoderBlock(width, heads, **options) for _ in range(layers))
+        self.decoder = nn.ModuleList(DecoderBlock(width, heads, **options) for _ in range(layers))
+        final = nn.LayerNorm if norm == "pre" else nn.Identity
+        self.encoder_norm, self.decoder_norm = final(width), final(width)
+        self.logits = nn.Linear(width, target_vocabulary, bias=False)
+        if tie_embeddings:
+            self.logits.weight = self.target_embedding.weight
+        self._initialise()
+
+    def forward(
+        self,
+        source_tokens: Tensor,
+        source_lengths: Tensor,
+        target_tokens: Tensor,
+        *,
+        return_weights: bool = False,
+    ) -> Any:
+        """Logits (B, L, V) of the token that follows each of target_tokens (B, L).
+
+        source_tokens: (B, S), of which source_lengths (B,) are no padding.
+        return_weights: also a list with each decoder block's AttentionWeights (B, H, L, S) over
+            the source.
+        """
+        memory = self.encode(source_tokens, source_lengths)
+        x, seen = self._embed(self.target_embedding, target_tokens), []
+        options = {"mask": _CAUSAL, "memory_mask": memory.mask, "return_weights": return_weights}
+        for block in self.decoder:
+            x = block(x, memory.states, **options)
+            if return_weights:
+                x, weights = x
+                seen.append(weights.cross)
+        logits = self.logits(self.decoder_norm(x))
+        return (logits, seen) if return_weights else logits
+
+    def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> Memory:
+        """What the encoder makes of source_tokens (B, S)."""
+        x, mask = self._embed(self.source_embedding, source_tokens), lengths(keys=source_lengths)
+        for block in self.encoder:
+            x = block(x, mask=mask)
+        return Memory(self.encoder_norm(x), source_lengths)
+
+    def start(self, memory: Memory) -> TransformerState:
+        """The state before the first token, for `step`."""
+        blocks = (block for block in self.decoder if isinstance(block, DecoderBlock))
+        memories = [block.cross.project(memory.states) for block in blocks]
+        return TransformerState(memories, memory.lengths)
+
+    def step(self, tokens: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
+        """Logits (B, V) of the token that follows `tokens` (B,), and the state, which moved on."""
+        x = self._embed(self.target_embedding, tokens[:, None], state.position)
+        mask = state.mask
+        for block, cache, memory in zip(self.decoder, state.caches, state.memories, strict=True):
+            x = block(x, memory, mask=_CAUSAL, memory_mask=mask, cache=cache)
+        return self.logits(self.decoder_norm(x))[:, 0], state
+
+    def _embed(self, embedding: nn.Module, tokens: Tensor, start: int = 0) -> Tensor:
+        x = embedding(tokens) * math.sqrt(self.width)
+        dropped: Tensor = self.dropout(self.positions(x, start))
+        return dropped
+
+    def _initialise(self) -> None:
+        """Matrices by Glorot and Bengio, embeddings of length about 1, as the article's authors."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in (self.source_embedding, self.target_embedding):
+            nn.init.normal_(module.weight, std=self.width**-0.5)
+
+
+class TransformerState(DecodingState):
+    """A cache for each decoder block, of what it attended to in the target so far."""
+
+    def __init__(self, memories: list[KeyValueCache], lengths: Tensor) -> None:
+        super().__init__(memories, lengths)
+        self.caches = [KeyValueCache() for _ in memories]
+
+    @property
+    def position(self) -> int:
+        """The number of tokens so far."""
+        return len(self.caches[0])
+
+    def reorder(self, index: Tensor) -> None:
+        """Row b becomes what row index[b] was."""
+        super().reorder(index)
+        for cache in self.caches:
+            cache.reorder(index)
