@@ -5,19 +5,25 @@ from regard.layers.bilinear import BilinearAttention
 from regard.layers.blocks import BlockWeights, DecoderBlock, EncoderBlock
 from regard.layers.cache import KeyValueCache
 from regard.layers.decoding import DecodingState
+from regard.layers.distances import Alibi, RelativePositions
 from regard.layers.feedforward import FeedForward
 from regard.layers.memory import Memory
 from regard.layers.multihead import MultiHeadAttention
 from regard.layers.positions import LearnedPositions, SinusoidalPositions
 from regard.layers.recurrent import RecurrentEncoderDecoder
+from regard.layers.rotary import Rotary
+from regard.layers.stacks import Decoder, Encoder
 from regard.layers.transformer import Transformer
 
 __all__ = [
     "AdditiveAttention",
+    "Alibi",
     "BilinearAttention",
     "BlockWeights",
+    "Decoder",
     "DecoderBlock",
     "DecodingState",
+    "Encoder",
     "EncoderBlock",
     "FeedForward",
     "KeyValueCache",
@@ -25,6 +31,8 @@ __all__ = [
     "Memory",
     "MultiHeadAttention",
     "RecurrentEncoderDecoder",
+    "RelativePositions",
+    "Rotary",
     "SinusoidalPositions",
     "Transformer",
 ]

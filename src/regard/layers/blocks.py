@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+import copy
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 from torch import Tensor, nn
 
 from regard.errors import OptionError
 from regard.layers.cache import KeyValueCache
+from regard.layers.distances import Alibi, RelativePositions
 from regard.layers.feedforward import Activation, FeedForward
 from regard.layers.multihead import MultiHeadAttention
+from regard.layers.rotary import Rotary
 from regard.operator import AttentionWeights
 
-__all__ = ["BlockWeights", "DecoderBlock", "EncoderBlock", "Norm", "Residual"]
+__all__ = ["BlockOptions", "BlockWeights", "DecoderBlock", "EncoderBlock", "Norm"]
 
 Norm = Literal["pre", "post"]
+
+
+class BlockOptions(TypedDict, total=False):
+    """What EncoderBlock takes by keyword, and whatever has such blocks hands on."""
+
+    feedforward: int | None
+    dropout: float
+    attention_dropout: float
+    norm: Norm
+    activation: Activation
+    key_heads: int | None
+    rotary: Rotary | None
+    position_bias: Alibi | RelativePositions | None
 
 
 class BlockWeights(NamedTuple):
@@ -39,26 +55,25 @@ class Residual(nn.Module):
 
     def enter(self, x: Tensor) -> Tensor:
         """What the part is given."""
-        entering: Tensor = self.norm(x) if self.pre else x
-        return entering
+        given: Tensor = self.norm(x) if self.pre else x
+        return given
 
     def leave(self, x: Tensor, result: Tensor) -> Tensor:
         """x and what the part made of it, joined."""
         joined: Tensor = x + self.dropout(result)
-        left: Tensor = joined if self.pre else self.norm(joined)
-        return left
+        return joined if self.pre else self.norm(joined)
 
 
 class EncoderBlock(nn.Module):
     """Self-attention, then a feed-forward part. With a causal mask it is a decoder-only block.
 
     Args:
-        width, heads: as in MultiHeadAttention.
+        width, heads, key_heads, rotary, position_bias: as in MultiHeadAttention.
         feedforward: inner size of the feed-forward part; default 4 · width.
         dropout: of what each part gives, as in "Attention Is All You Need".
-        norm: "pre" or "post".
+        attention_dropout: probability with which a weight is dropped.
+        norm: "pre" normalises what a part is given, "post" (the article's) the sum behind it.
         activation: "relu", "gelu" or "swiglu".
-        attention: further options of MultiHeadAttention: key_heads, dropout of weights, …
     """
 
     def __init__(
@@ -68,12 +83,22 @@ class EncoderBlock(nn.Module):
         *,
         feedforward: int | None = None,
         dropout: float = 0.1,
+        attention_dropout: float = 0.0,
         norm: Norm = "pre",
         activation: Activation = "relu",
-        **attention: Any,
+        key_heads: int | None = None,
+        rotary: Rotary | None = None,
+        position_bias: Alibi | RelativePositions | None = None,
     ) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(width, heads, **attention)
+        self.attention = MultiHeadAttention(
+            width,
+            heads,
+            key_heads=key_heads,
+            rotary=rotary,
+            position_bias=position_bias,
+            dropout=attention_dropout,
+        )
         self.feedforward = FeedForward(width, feedforward, activation)
         self.around_attention = Residual(width, norm, dropout)
         self.around_feedforward = Residual(width, norm, dropout)
@@ -107,30 +132,16 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(EncoderBlock):
-    """Self-attention, attention to a memory, then a feed-forward part; made like EncoderBlock."""
+    """Self-attention, attention to a memory, then a feed-forward part; made like EncoderBlock.
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        feedforward: int | None = None,
-        dropout: float = 0.1,
-        norm: Norm = "pre",
-        activation: Activation = "relu",
-        **attention: Any,
-    ) -> None:
-        super().__init__(
-            width,
-            heads,
-            feedforward=feedforward,
-            dropout=dropout,
-            norm=norm,
-            activation=activation,
-            **attention,
-        )
-        self.cross = MultiHeadAttention(width, heads, **attention)
-        self.around_cross = Residual(width, norm, dropout)
+    Positions concern self-attention alone: rotary and position_bias leave the memory as it is.
+    """
+
+    def __init__(self, width: int, heads: int, **options: Unpack[BlockOptions]) -> None:
+        super().__init__(width, heads, **options)
+        own = self.attention
+        self.cross = MultiHeadAttention(width, heads, key_heads=own.key_heads, dropout=own.dropout)
+        self.around_cross = copy.deepcopy(self.around_attention)
 
     def forward(  # type: ignore[override]
         self,
@@ -150,7 +161,6 @@ class DecoderBlock(EncoderBlock):
         x, own = self._attend(x, mask, cache, return_weights)
         around = self.around_cross
         found = self.cross(around.enter(x), memory, mask=memory_mask, return_weights=return_weights)
-        if not return_weights:
-            return self._feed(around.leave(x, found))
-        output, cross = found
-        return self._feed(around.leave(x, output)), BlockWeights(own, cross)
+        output, cross = found if return_weights else (found, None)
+        x = self._feed(around.leave(x, output))
+        return (x, BlockWeights(own, cross)) if return_weights else x  # type: ignore[arg-type]

@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regard import api
 from regard.errors import OptionError
 from regard.layers.cache import KeyValueCache
+from regard.layers.distances import Alibi, RelativePositions
+from regard.layers.heads import attend
+from regard.layers.rotary import Rotary
 
 __all__ = ["MultiHeadAttention"]
 
@@ -22,8 +24,13 @@ class MultiHeadAttention(nn.Module):
         key_heads: K, of which each serves H / K query heads; default H.
         head_size: D; default width / H.
         key_width: size of the vectors that keys and values are made of; default width.
+        rotary: turns queries and keys by their positions.
+        position_bias: is added to the scores, by the distance of query and key.
         dropout: probability with which a weight is dropped in training.
         bias: whether projections add a vector.
+
+    Source: Vaswani et al., "Attention Is All You Need" (2017); with key_heads, Ainslie et al.,
+    "GQA: Training Generalized Multi-Query Transformer Models" (2023).
     """
 
     def __init__(
@@ -34,20 +41,25 @@ class MultiHeadAttention(nn.Module):
         key_heads: int | None = None,
         head_size: int | None = None,
         key_width: int | None = None,
+        rotary: Rotary | None = None,
+        position_bias: Alibi | RelativePositions | None = None,
         dropout: float = 0.0,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if head_size is None and width % heads:
+        key_heads, key_width = key_heads or heads, key_width or width
+        if (head_size is None and width % heads) or heads % key_heads:
             raise OptionError(
-                f"width={width} in heads={heads}", "a width that the number of heads divides"
+                f"width={width}, heads={heads}, key_heads={key_heads}",
+                "a width that the number of heads divides, and a number of heads that the number "
+                "of key heads divides",
             )
-        self.heads, self.key_heads = heads, key_heads or heads
         size = head_size or width // heads
-        self.dropout = dropout
+        self.width, self.heads, self.key_heads, self.dropout = width, heads, key_heads, dropout
+        self.rotary, self.position_bias = rotary, position_bias
         self.query = nn.Linear(width, heads * size, bias=bias)
-        self.key = nn.Linear(key_width or width, self.key_heads * size, bias=bias)
-        self.value = nn.Linear(key_width or width, self.key_heads * size, bias=bias)
+        self.key = nn.Linear(key_width, key_heads * size, bias=bias)
+        self.value = nn.Linear(key_width, key_heads * size, bias=bias)
         self.output = nn.Linear(heads * size, width, bias=bias)
 
     def forward(
@@ -63,37 +75,54 @@ class MultiHeadAttention(nn.Module):
     ) -> Any:
         """The output (B, Lq, width); with return_weights also the AttentionWeights (B, H, Lq, Lk).
 
+        The weights are those before dropout.
+
         Args:
             query: (B, Lq, width).
             key: (B, Lk, key_width), or what `project` made of it; default: query, self-attention.
             value: (B, Lk, key_width); default: key.
             mask: a mask of Regard, such as regard.causal(), or a boolean array, True = may attend.
             bias: added to the scores; broadcasts to (B, H, Lq, Lk).
-            cache: of the positions before these; keys and values of this call are added to it.
+            cache: of the positions before these; keys and values of this call are added to it, and
+                all are attended to: a causal mask needs align="lower_right".
+
+        Raises: regard.errors.ShapeError, MaskError, DtypeError.
         """
-        queries = self.query(query).unflatten(-1, (self.heads, -1))
-        projected = (
+        past = 0 if cache is None else len(cache)
+        held = (
             key
             if isinstance(key, KeyValueCache)
-            else self.project(query if key is None else key, value)
+            else self.project(query if key is None else key, value, start=past)
         )
         if cache is not None:
-            cache.append(projected.key, projected.value)
-            projected = cache
-        options = {"mask": mask, "bias": bias, "layout": "BLHD"}
-        dropout_p = self.dropout if self.training else 0.0
-        output = api.attention(
-            queries, projected.key, projected.value, dropout_p=dropout_p, **options
+            cache.append(held.key, held.value)
+            held = cache
+        queries = self.query(query).unflatten(-1, (self.heads, -1))
+        if self.rotary is not None:
+            queries = self.rotary(queries, past)
+        if self.position_bias is not None:
+            distances = self.position_bias(query.shape[1], len(held))
+            bias = distances if bias is None else bias + distances
+        output, weights = attend(
+            queries,
+            held.key,
+            held.value,
+            mask=mask,
+            bias=bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            return_weights=return_weights,
         )
-        output = self.output(output.flatten(-2))
-        if not return_weights:
-            return output
-        return output, api.weights(queries, projected.key, **options)
+        output = self.output(output)
+        return (output, weights) if return_weights else output
 
-    def project(self, key: Tensor, value: Tensor | None = None) -> KeyValueCache:
-        """Keys and values of (B, Lk, key_width), to be attended to more than once."""
-        value = key if value is None else value
+    def project(self, key: Tensor, value: Tensor | None = None, *, start: int = 0) -> KeyValueCache:
+        """Keys and values of (B, Lk, key_width), to be attended to more than once.
+
+        start: the position of the first, for rotary positions.
+        """
         heads = (self.key_heads, -1)
-        return KeyValueCache(
-            self.key(key).unflatten(-1, heads), self.value(value).unflatten(-1, heads)
-        )
+        keys = self.key(key).unflatten(-1, heads)
+        values = self.value(key if value is None else value).unflatten(-1, heads)
+        if self.rotary is not None:
+            keys = self.rotary(keys, start)
+        return KeyValueCache(keys, values)

@@ -53,7 +53,7 @@ class RecurrentEncoderDecoder(nn.Module):
         self.target_embedding = nn.Embedding(target_vocabulary, width)
         self.dropout = nn.Dropout(dropout)
         self.encoder = nn.GRU(width, width, batch_first=True, bidirectional=True)
-        self.attention = _attention(attention, width)
+        self.cross = _attention(attention, width)
         self.first = nn.Linear(2 * width, width)
         self.decoder = nn.GRUCell(3 * width, width)
         self.readout = nn.Linear(4 * width, width)
@@ -87,10 +87,10 @@ class RecurrentEncoderDecoder(nn.Module):
         logits = self._logits(torch.stack(after, dim=1), torch.stack(contexts, dim=1), embedded)
         if not return_weights:
             return logits
-        if self.attention is None:
+        if self.cross is None:
             return logits, []
         queries, (held,) = torch.stack(before, dim=1), state.memories
-        return logits, [self.attention(queries, held, mask=state.mask, return_weights=True)[1]]
+        return logits, [self.cross(queries, held, mask=state.mask, return_weights=True)[1]]
 
     def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> Memory:
         """What the encoder makes of source_tokens (B, S): states of size 2 · width."""
@@ -109,7 +109,7 @@ class RecurrentEncoderDecoder(nn.Module):
         forwards, backwards = memory.states.chunk(2, dim=-1)
         rows = torch.arange(len(forwards), device=forwards.device)
         last = torch.cat([forwards[rows, memory.lengths - 1], backwards[:, 0]], dim=-1)
-        held = [] if self.attention is None else [self.attention.project(memory.states)]
+        held = [] if self.cross is None else [self.cross.project(memory.states)]
         return RecurrentState(torch.tanh(self.first(last)), last, held, memory.lengths)
 
     def step(self, tokens: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
@@ -121,9 +121,9 @@ class RecurrentEncoderDecoder(nn.Module):
     def _advance(self, embedded: Tensor, state: RecurrentState) -> Tensor:
         """Move the state on by a token (B, width); the context (B, 2 · width) that it was given."""
         context = state.last
-        if self.attention is not None:
+        if self.cross is not None:
             (held,) = state.memories
-            context = self.attention(state.hidden[:, None], held, mask=state.mask)[:, 0]
+            context = self.cross(state.hidden[:, None], held, mask=state.mask)[:, 0]
         state.hidden = self.decoder(torch.cat([embedded, context], dim=-1), state.hidden)
         return context
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regard import api
 from regard.layers.cache import KeyValueCache
+from regard.layers.heads import attend
 
 __all__ = ["SingleHeadAttention"]
 
@@ -34,9 +34,11 @@ class SingleHeadAttention(nn.Module):
                 attend.
         """
         held = key if isinstance(key, KeyValueCache) else self.project(key, value)
-        options = {**self._scored(query, held), "mask": mask, "layout": "BLHD"}
-        output = api.attention(value=held.value, **options)[:, :, 0]
-        return (output, api.weights(**options)) if return_weights else output
+        scored = self._scored(query, held)
+        output, weights = attend(
+            value=held.value, mask=mask, return_weights=return_weights, **scored
+        )
+        return (output, weights) if return_weights else output
 
     def project(self, key: Tensor, value: Tensor | None = None) -> KeyValueCache:
         """Keys and values of (B, Lk, key_width), to be attended to more than once."""
@@ -48,5 +50,5 @@ class SingleHeadAttention(nn.Module):
         raise NotImplementedError
 
     def _scored(self, query: Tensor, held: KeyValueCache) -> dict[str, Any]:
-        """query (B, Lq, 1, D), key (B, Lk, 1, D) and what else of regard.attention's options."""
+        """query (B, Lq, 1, D), key (B, Lk, 1, D) and what else `attend` is to be told."""
         raise NotImplementedError

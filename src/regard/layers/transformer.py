@@ -8,12 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from regard.errors import OptionError
-from regard.layers.blocks import DecoderBlock, EncoderBlock, Norm
 from regard.layers.cache import KeyValueCache
 from regard.layers.decoding import DecodingState
-from regard.layers.feedforward import Activation
 from regard.layers.memory import Memory
 from regard.layers.positions import SinusoidalPositions
+from regard.layers.stacks import Decoder, Encoder
 from regard.masks import causal, lengths
 
 __all__ = ["Transformer", "TransformerState"]
@@ -24,19 +23,18 @@ _CAUSAL = causal("lower_right")  # the last query stands on the last key, with a
 class Transformer(nn.Module):
     """Encoder and decoder of "Attention Is All You Need" (Vaswani et al., 2017).
 
-    Tokens are integers; source rows are padded at their end to the longest, and so are target rows.
+    Tokens are integers; rows of sources and targets are padded at their end. Positions are
+    sinusoidal, unless rotary or position_bias is among the options.
 
     Args:
         source_vocabulary, target_vocabulary: numbers of tokens.
         width, heads: size of the vectors, and number of heads.
         layers: number of blocks in the encoder, and in the decoder.
-        feedforward: inner size of the feed-forward parts; default 4 · width.
-        dropout: of embeddings and of what each part of a block gives.
+        dropout: of embeddings, and of what each part of a block gives.
         tie_embeddings: whether the logits are products with the target's embeddings.
-        joint_vocabulary: whether source and target share their embeddings too; their vocabularies
-            are of one size then.
-        norm: "pre" (the usual today) or "post" (the article's).
-        activation: "relu", "gelu" or "swiglu".
+        joint_vocabulary: whether source and target share their embeddings too: their tokens are of
+            one vocabulary then.
+        options: of EncoderBlock: feedforward, norm, activation, key_heads, …
     """
 
     def __init__(
@@ -47,12 +45,10 @@ class Transformer(nn.Module):
         width: int = 128,
         heads: int = 4,
         layers: int = 4,
-        feedforward: int | None = None,
         dropout: float = 0.1,
         tie_embeddings: bool = True,
         joint_vocabulary: bool = False,
-        norm: Norm = "pre",
-        activation: Activation = "relu",
+        **options: Any,
     ) -> None:
         super().__init__()
         if joint_vocabulary and source_vocabulary != target_vocabulary:
@@ -66,17 +62,11 @@ class Transformer(nn.Module):
         self.source_embedding = (
             self.target_embedding if joint_vocabulary else nn.Embedding(source_vocabulary, width)
         )
-        self.positions, self.dropout = SinusoidalPositions(width), nn.Dropout(dropout)
-        options: dict[str, Any] = {
-            "feedforward": feedforward,
-            "dropout": dropout,
-            "norm": norm,
-            "activation": activation,
-        }
-        self.encoder = nn.ModuleList(EncoderBlock(width, heads, **options) for _ in range(layers))
-        self.decoder = nn.ModuleList(DecoderBlock(width, heads, **options) for _ in range(layers))
-        final = nn.LayerNorm if norm == "pre" else nn.Identity
-        self.encoder_norm, self.decoder_norm = final(width), final(width)
+        told = options.get("rotary") or options.get("position_bias")
+        self.positions = None if told else SinusoidalPositions(width)
+        self.dropout = nn.Dropout(dropout)
+        self.encoder = Encoder(width, heads, layers, dropout=dropout, **options)
+        self.decoder = Decoder(width, heads, layers, dropout=dropout, **options)
         self.logits = nn.Linear(width, target_vocabulary, bias=False)
         if tie_embeddings:
             self.logits.weight = self.target_embedding.weight
@@ -97,51 +87,54 @@ class Transformer(nn.Module):
             the source.
         """
         memory = self.encode(source_tokens, source_lengths)
-        x, seen = self._embed(self.target_embedding, target_tokens), []
-        options = {"mask": _CAUSAL, "memory_mask": memory.mask, "return_weights": return_weights}
-        for block in self.decoder:
-            x = block(x, memory.states, **options)
-            if return_weights:
-                x, weights = x
-                seen.append(weights.cross)
-        logits = self.logits(self.decoder_norm(x))
-        return (logits, seen) if return_weights else logits
+        found = self.decoder(
+            self._embed(self.target_embedding, target_tokens),
+            memory.states,
+            mask=_CAUSAL,
+            memory_mask=memory.mask,
+            return_weights=return_weights,
+        )
+        if not return_weights:
+            return self.logits(found)
+        x, seen = found
+        return self.logits(x), [weights.cross for weights in seen]
 
     def encode(self, source_tokens: Tensor, source_lengths: Tensor) -> Memory:
         """What the encoder makes of source_tokens (B, S)."""
-        x, mask = self._embed(self.source_embedding, source_tokens), lengths(keys=source_lengths)
-        for block in self.encoder:
-            x = block(x, mask=mask)
-        return Memory(self.encoder_norm(x), source_lengths)
+        x = self._embed(self.source_embedding, source_tokens)
+        return Memory(self.encoder(x, mask=lengths(keys=source_lengths)), source_lengths)
 
     def start(self, memory: Memory) -> TransformerState:
         """The state before the first token, for `step`."""
-        blocks = (block for block in self.decoder if isinstance(block, DecoderBlock))
-        memories = [block.cross.project(memory.states) for block in blocks]
-        return TransformerState(memories, memory.lengths)
+        return TransformerState(self.decoder.project(memory.states), memory.lengths)
 
     def step(self, tokens: Tensor, state: TransformerState) -> tuple[Tensor, TransformerState]:
         """Logits (B, V) of the token that follows `tokens` (B,), and the state, which moved on."""
-        x = self._embed(self.target_embedding, tokens[:, None], state.position)
-        mask = state.mask
-        for block, cache, memory in zip(self.decoder, state.caches, state.memories, strict=True):
-            x = block(x, memory, mask=_CAUSAL, memory_mask=mask, cache=cache)
-        return self.logits(self.decoder_norm(x))[:, 0], state
+        x = self.decoder(
+            self._embed(self.target_embedding, tokens[:, None], state.position),
+            state.memories,
+            mask=_CAUSAL,
+            memory_mask=state.mask,
+            caches=state.caches,
+        )
+        return self.logits(x)[:, 0], state
 
     def _embed(self, embedding: nn.Module, tokens: Tensor, start: int = 0) -> Tensor:
         x = embedding(tokens) * math.sqrt(self.width)
-        dropped: Tensor = self.dropout(self.positions(x, start))
+        if self.positions is not None:
+            x = self.positions(x, start)
+        dropped: Tensor = self.dropout(x)
         return dropped
 
     def _initialise(self) -> None:
-        """Matrices by Glorot and Bengio, embeddings of length about 1, as the article's authors."""
+        """Matrices by Glorot and Bengio's rule, as in the article; embeddings of length about 1."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in (self.source_embedding, self.target_embedding):
-            nn.init.normal_(module.weight, std=self.width**-0.5)
+        for embedding in (self.source_embedding, self.target_embedding):
+            nn.init.normal_(embedding.weight, std=self.width**-0.5)
 
 
 class TransformerState(DecodingState):

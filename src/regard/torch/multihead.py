@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regard import api
 from regard.errors import OptionError
+from regard.layers.heads import attend
 from regard.masks import as_mask, causal, keys
+from regard.operator import AttentionWeights
 
 __all__ = ["MultiheadAttention"]
 
@@ -50,15 +51,22 @@ class MultiheadAttention(nn.MultiheadAttention):
         batch_first = self.batch_first or not batched
         if not batched:
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
-        heads = _heads(self, _project(self, query, key, value), batch_first, batched)
-        mask, bias = _masks(self, heads[0], key_padding_mask, attn_mask, is_causal)
-        options = {"mask": mask, "bias": bias, "layout": "BLHD"}
-        dropout_p = self.dropout if self.training else 0.0
-        output = api.attention(*heads, dropout_p=dropout_p, **options).flatten(-2)
+        projected = _project(self, query, key, value)
+        query, key, value = _heads(self, projected, batch_first, batched)
+        mask, bias = _masks(self, query, key_padding_mask, attn_mask, is_causal)
+        output, seen = attend(
+            query,
+            key,
+            value,
+            mask=mask,
+            bias=bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            return_weights=need_weights,
+        )
         output = self.out_proj(output if batch_first else output.transpose(0, 1))
         weights = None
-        if need_weights:
-            weights = _weights(heads[0], heads[1], options)
+        if seen is not None:
+            weights = _dense(seen, query, key, bias)
             weights = weights.mean(1) if average_attn_weights else weights
         if batched:
             return output, weights
@@ -130,10 +138,9 @@ def _masks(
     return mask, functools.reduce(operator.add, added) if added else None
 
 
-def _weights(query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor:
-    """(B, H, L, S)."""
-    weights = api.weights(query, key, **options)
-    learned = (query, key, options["bias"])
+def _dense(weights: AttentionWeights, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """The weights as a matrix (B, H, L, S), with gradients where query, key and bias have them."""
+    learned = (query, key, bias)
     if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in learned):
         # Applied to the unit matrix, since dense() has no gradient.
         dense: Tensor = weights @ torch.eye(key.shape[1], dtype=key.dtype, device=key.device)
