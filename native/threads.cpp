@@ -30,6 +30,8 @@ const int registered = pthread_atfork(nullptr, nullptr, after_fork);
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
+// How often a thread comes for more work, about.
+constexpr int64_t kTurns = 16;
 // What a thread keeps between calls at most.
 constexpr size_t kKeep = size_t{64} << 20;
 
@@ -113,7 +115,9 @@ int parallel(int64_t count, int threads, Task task, void *context) {
     return status;
   }
   std::atomic<int> status{REGARD_OK};
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  // Several at a time where there are many: neighbours write neighbouring memory.
+  const int64_t together = std::max<int64_t>(1, count / (threads * kTurns));
+#pragma omp parallel for num_threads(threads) schedule(dynamic, together)
   for (int64_t i = 0; i < count; ++i) {
     if (status.load(std::memory_order_relaxed) != REGARD_OK) continue;
     const int result = task(context, i);
