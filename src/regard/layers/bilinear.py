@@ -31,4 +31,6 @@ class BilinearAttention(SingleHeadAttention):
         return key
 
     def _scored(self, query: Tensor, held: KeyValueCache) -> dict[str, Any]:
-        return {"query": self.matrix(query)[:, :, None], "key": held.key, "scale": 1.0}
+        # Under autocast the product is narrower than keys that nothing has projected.
+        queries = self.matrix(query).to(held.key.dtype)
+        return {"query": queries[:, :, None], "key": held.key, "scale": 1.0}

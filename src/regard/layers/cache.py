@@ -44,7 +44,10 @@ class KeyValueCache:
 
     def crop(self, length: int) -> None:
         """Keep the first `length` positions, and forget those behind them."""
-        self._length = min(length, self._length)
+        if self._key is not None and self._value is not None:
+            # Views that end there: what lies behind may be the caller's, and is not written to.
+            self._key, self._value = self.key[:, :length], self.value[:, :length]
+            self._length = self._key.shape[1]
 
     def reorder(self, index: Tensor) -> None:
         """Row b becomes what row index[b] was; index (B',) of integers, for beam search."""

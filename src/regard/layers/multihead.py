@@ -75,7 +75,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Any:
         """The output (B, Lq, width); with return_weights also the AttentionWeights (B, H, Lq, Lk).
 
-        The weights are those before dropout.
+        The weights are those before dropout. With a cache they hold until its next change: take
+        `weights.copy()` to keep them.
 
         Args:
             query: (B, Lq, width).

@@ -1,0 +1,86 @@
+"""KeyValueCache: what it holds, and that it does not copy everything at each step."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from regard.errors import ShapeError
+from regard.layers import KeyValueCache
+
+
+def pieces(count, batch=2):
+    torch.manual_seed(0)
+    return [(torch.randn(batch, 1, 3, 4), torch.randn(batch, 1, 3, 5)) for _ in range(count)]
+
+
+def test_it_holds_what_was_appended():
+    cache, given = KeyValueCache(), pieces(11)
+    for n, (key, value) in enumerate(given, start=1):
+        cache.append(key, value)
+        assert len(cache) == n
+    torch.testing.assert_close(cache.key, torch.cat([key for key, _ in given], 1))
+    torch.testing.assert_close(cache.value, torch.cat([value for _, value in given], 1))
+
+
+def test_memory_is_reserved_in_advance():
+    cache, places = KeyValueCache(), []
+    for key, value in pieces(100):
+        cache.append(key, value)
+        places.append(cache.key.data_ptr())
+    moved = sum(one != other for one, other in itertools.pairwise(places))
+    assert moved <= 8
+
+
+def test_what_was_given_is_never_written_to():
+    room, other = torch.zeros(2, 8, 3, 4), torch.zeros(2, 8, 3, 5)
+    cache = KeyValueCache(room, other)
+    cache.crop(3)
+    for key, value in pieces(2):
+        cache.append(key, value)
+    assert len(cache) == 5
+    assert not room.any() and not other.any()
+
+
+def test_crop_forgets_the_end():
+    cache, given = KeyValueCache(), pieces(5)
+    for key, value in given:
+        cache.append(key, value)
+    cache.crop(2)
+    cache.append(*given[4])
+    expected = torch.cat([given[n][0] for n in (0, 1, 4)], 1)
+    torch.testing.assert_close(cache.key, expected)
+    cache.crop(7)
+    assert len(cache) == 3
+
+
+def test_reorder_moves_and_repeats_rows():
+    cache, given = KeyValueCache(), pieces(3)
+    for key, value in given:
+        cache.append(key, value)
+    before = cache.key.clone()
+    cache.reorder(torch.tensor([1, 1, 0]))
+    torch.testing.assert_close(cache.key, before[[1, 1, 0]])
+    assert cache.value.shape == (3, 3, 3, 5)
+
+
+def test_gradients_reach_what_was_appended_before():
+    cache = KeyValueCache()
+    leaves = [(key.requires_grad_(), value) for key, value in pieces(4)]
+    total = 0
+    for key, value in leaves:
+        cache.append(key, value)
+        total = total + cache.key.square().sum()
+    total.backward()
+    for n, (key, _) in enumerate(leaves):
+        torch.testing.assert_close(key.grad, 2 * (4 - n) * key.detach())
+
+
+def test_an_empty_cache_has_nothing_to_show():
+    with pytest.raises(ShapeError, match="nothing is yet"):
+        KeyValueCache().key  # noqa: B018
+    empty = KeyValueCache()
+    empty.reorder(torch.tensor([0]))
+    assert len(empty) == 0
