@@ -56,6 +56,14 @@ def test_the_public_names_exist_and_are_documented():
         regard.atention  # noqa: B018
 
 
+def test_the_public_names_of_the_layers_are_documented():
+    layers = pytest.importorskip("regard.layers")
+    assert "MultiHeadAttention" in layers.__all__
+    for name in layers.__all__:
+        assert getattr(layers, name).__doc__, name
+        assert getattr(layers, name).__module__.startswith("regard.layers."), name
+
+
 def test_public_methods_of_the_operator_are_documented():
     for name, method in inspect.getmembers(regard.AttentionWeights):
         if not name.startswith("_"):

@@ -44,6 +44,7 @@ def test_watching_a_model_as_in_the_readme_runs(capsys, tmp_path, monkeypatch):
         ("torch", "attends with Regard"),
         ("huggingface", "attends with Regard"),
         ("graphs", "linear in edges"),
+        ("layers", "7 positions in each cache"),
     ],
 )
 def test_the_pages_for_frameworks_run(page, says, capsys):
