@@ -429,3 +429,20 @@ def test_a_bias_that_hides_every_key_from_a_query_leaves_no_nan():
         )
         torch.testing.assert_close(ours, own)
         assert all(gradient.isfinite().all() for gradient in ours)
+
+
+def test_gradients_lie_as_their_arrays_do():
+    """What follows, such as a projection's gradient, need not copy them."""
+    arrays = [torch.randn(2, 5, 4, 8).transpose(1, 2).requires_grad_() for _ in range(3)]
+    for _ in range(2):  # the second call is repeated from memory
+        gradients = torch.autograd.grad(regard.attention(*arrays).square().sum(), arrays)
+        assert [g.stride() for g in gradients] == [x.stride() for x in arrays]
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2, 3, 4), (0, 1, 4, 3, 2), (0, 1, 2, 4, 3)])
+def test_gradients_of_arrays_that_cannot_be_written_alike(order):
+    arrays = [torch.randn(3, 3, 4, 4, 4).permute(order).requires_grad_() for _ in range(3)]
+    plain = [x.detach().contiguous().requires_grad_() for x in arrays]
+    found = torch.autograd.grad(regard.attention(*arrays).square().sum(), arrays)
+    expected = torch.autograd.grad(regard.attention(*plain).square().sum(), plain)
+    torch.testing.assert_close(found, expected)

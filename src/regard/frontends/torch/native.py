@@ -13,6 +13,7 @@ from regard.problem import Problem
 
 __all__ = [
     "backward",
+    "empty_gradient",
     "empty_gradients",
     "empty_output",
     "forward",
@@ -89,7 +90,7 @@ def empty_gradients(
     Those of bias and sinks are sums over many rows: they are held in the type of lse.
     """
     d_query, d_key, d_value = (
-        _empty_gradient(array) if want and array is not None else None
+        empty_gradient(array) if want and array is not None else None
         for array, want in zip(arrays[:3], wanted[:3], strict=True)
     )
     d_bias, d_sinks = (
@@ -97,6 +98,16 @@ def empty_gradients(
         for array, want in zip(arrays[3:], wanted[3:], strict=True)
     )
     return [d_query, d_key, d_value, d_bias, d_sinks]
+
+
+def empty_gradient(array: Tensor) -> Tensor:
+    """For the gradient of an array, in memory like the array where kernels can write it so.
+
+    What made the array of a longer one, such as a layer's projection, then takes it as it lies.
+    """
+    rows = array.ndim <= 4 and array.stride(-1) == 1
+    alike = torch.preserve_format if rows else torch.contiguous_format
+    return torch.empty_like(array, memory_format=alike)
 
 
 def in_types_of(
@@ -126,17 +137,6 @@ def settled(problem: Problem) -> Problem:
     if problem.precision is None and torch.get_float32_matmul_precision() != "highest":
         return problem.replace(precision="high")
     return problem
-
-
-def _empty_gradient(array: Tensor) -> Tensor:
-    """In memory as the array lies, so that whoever transposed it need not copy its gradient.
-
-    But the elements of a row lie together: kernels write them so.
-    """
-    gradient = torch.empty_like(array)
-    if gradient.stride(-1) == 1:
-        return gradient
-    return torch.empty_like(array, memory_format=torch.contiguous_format)
 
 
 def _new_lse(problem: Problem) -> Tensor:

@@ -72,8 +72,8 @@ def _(
     d_lse: Tensor,
 ) -> list[Tensor]:
     problem = Problem.rebuild(specification, tuple(tensors))
-    given = (problem.query, problem.key, problem.value, problem.bias, problem.sinks)
-    return [array.new_empty(array.shape) for array in given if array is not None]
+    made = [native.empty_gradient(a) for a in (problem.query, problem.key, problem.value)]
+    return [*made, *(a.new_empty(a.shape) for a in (problem.bias, problem.sinks) if a is not None)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
