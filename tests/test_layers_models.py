@@ -187,6 +187,12 @@ def test_compiled_in_one_graph(name):
     compiled(*sentence).sum().backward()
 
 
+def test_torch_compile_leaves_the_recurrent_model_as_it_is():
+    model, sentence = MODELS["additive"]().eval(), sentences()
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(compiled(*sentence), model(*sentence), rtol=0, atol=0)
+
+
 def test_trained_by_data_parallel():
     torch.distributed.init_process_group(
         "gloo", init_method=f"file:///tmp/regard-{os.getpid()}", rank=0, world_size=1

@@ -63,6 +63,8 @@ class RecurrentEncoderDecoder(nn.Module):
         for embedding in (self.source_embedding, self.target_embedding):
             nn.init.normal_(embedding.weight, std=width**-0.5)
 
+    # Its loop over tokens and its GRU would be cut into many small graphs.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
         self,
         source_tokens: Tensor,
