@@ -103,8 +103,10 @@ bool valid(const regard_problem *p) {
   if (p->bias.data && p->bias_dtype != p->dtype && p->bias_dtype != REGARD_FLOAT32) return false;
   if (p->intervals.data && p->intervals.count < 1) return false;
   if (!(p->softcap >= 0) || !(p->dropout >= 0 && p->dropout < 1) || p->threads < 0) return false;
+  if (p->score < REGARD_DOT || p->score > REGARD_ADDITIVE_LEAKY_RELU) return false;
   const bool empty = p->batch == 0 || p->heads == 0 || p->queries == 0;
   if (empty || p->head_size == 0) return true;
+  if (p->score != REGARD_DOT && (!p->vector || !(p->negative_slope >= 0))) return false;
   return p->query.data && (p->key.data || p->keys == 0);
 }
 
@@ -115,9 +117,10 @@ bool needs_value(const regard_problem &p) {
 bool valid(const regard_problem &p, const regard_gradients &g) {
   if (needs_value(p)) {
     if (!p.value.data || !g.d_output.data) return false;
-    const bool scores = g.d_query.data || g.d_key.data || g.d_bias.data || g.d_sinks;
+    const bool scores = g.d_query.data || g.d_key.data || g.d_bias.data || g.d_sinks || g.d_vector;
     if (!g.lse || (scores && !g.output.data)) return false;
   }
+  if (g.d_vector && p.score == REGARD_DOT) return false;
   return (!g.d_sinks || p.sinks) && (!g.d_bias.data || p.bias.data);
 }
 

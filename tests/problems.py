@@ -50,13 +50,13 @@ def plain_gradient_errors(
 
 
 def _plain(prob: Problem) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    names = ("query", "key", "value", "bias", "sinks")
+    names = ("query", "key", "value", "bias", "sinks", "vector")
     given = ((name, getattr(prob, name)) for name in names)
     leaves = {name: _tensor(a).requires_grad_() for name, a in given if a is not None}
     q, k, v = (leaves[name] for name in names[:3])
     heads = prob.extent.heads
     k, v = (x.repeat_interleave(heads // x.shape[-3], dim=-3) for x in (k, v))
-    s = prob.scale * (q @ k.mT)
+    s = prob.scale * _compared(prob, q, k, leaves.get("vector"))
     if prob.softcap:
         s = prob.softcap * torch.tanh(s / prob.softcap)
     if prob.bias is not None:
@@ -83,6 +83,17 @@ def _bias(prob: Problem, bias: torch.Tensor) -> torch.Tensor:
     dense = torch.zeros(prob.extent.shape, dtype=bias.dtype)
     dense[..., queries, keys] = each[..., numbers.long()]
     return dense
+
+
+def _compared(prob: Problem, q: torch.Tensor, k: torch.Tensor, vector: Any) -> torch.Tensor:
+    if vector is None:
+        return q @ k.mT
+    x = q[..., :, None, :] + k[..., None, :, :]
+    if prob.activation == "tanh":
+        f = torch.tanh(x)
+    else:
+        f = torch.nn.functional.leaky_relu(x, prob.negative_slope)
+    return (f * vector[:, None, None]).sum(dim=-1)
 
 
 def error(actual: Any, truth: np.ndarray) -> float:

@@ -31,12 +31,12 @@ namespace regard {
 namespace amx {
 
 int forward_or_avx512(const regard_problem &p, const regard_array &output, void *lse) {
-  if (!pays(p)) return avx512_kernels.forward(p, output, lse);
+  if (is_additive(p) || !pays(p)) return avx512_kernels.forward(p, output, lse);
   auto *sums = static_cast<float *>(lse);
   return parts_of(p) == 1 ? Pipeline<1>(p, output, sums).run() : Pipeline<2>(p, output, sums).run();
 }
 int backward_or_avx512(const regard_problem &p, const regard_gradients &gradients) {
-  if (!backward_pays(p)) return avx512_kernels.backward(p, gradients);
+  if (is_additive(p) || !backward_pays(p)) return avx512_kernels.backward(p, gradients);
   const int status = MatrixBackward(p, gradients).run();
   if (status != REGARD_OK) return status;
   // Gradients of biases and sinks are left to AVX-512.
@@ -59,6 +59,7 @@ int graph_backward_by_avx512(const regard_problem &p, const regard_edges &edges,
 
 int readouts_or_avx512(const regard_problem &p, const regard_array &output, void *lse,
                        const regard_readouts_request &request) {
+  if (is_additive(p)) return avx512_kernels.readouts(p, output, lse, request);
   const bool own = scores_pay(p);
   regard_array left = output;
   if (output.data && (own || pays(p))) {

@@ -150,6 +150,13 @@ REGARD_INLINE G scale_exp2(G p, G x) {
   return {_mm256_andnot_pd(less(x, broadcast(-1022.0)).v, p.v)};
 }
 
+// A guess of 12 bits, and a step of Newton's.
+REGARD_INLINE F reciprocal(F x) {
+  const F guess = {_mm256_rcp_ps(x.v)};
+  return {_mm256_mul_ps(guess.v, _mm256_fnmadd_ps(x.v, guess.v, _mm256_set1_ps(2)))};
+}
+REGARD_INLINE G reciprocal(G x) { return broadcast(1.0) / x; }
+
 REGARD_INLINE F zip_low(F a, F b) {
   return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x20)};
 }

@@ -100,6 +100,13 @@ REGARD_INLINE G fraction(G x) { return {_mm512_reduce_pd(x.v, kDown)}; }
 REGARD_INLINE F scale_exp2(F p, F x) { return {_mm512_scalef_ps(p.v, x.v)}; }
 REGARD_INLINE G scale_exp2(G p, G x) { return {_mm512_scalef_pd(p.v, x.v)}; }
 
+// A guess of 14 bits, and a step of Newton's.
+REGARD_INLINE F reciprocal(F x) {
+  const F guess = {_mm512_rcp14_ps(x.v)};
+  return {_mm512_mul_ps(guess.v, _mm512_fnmadd_ps(x.v, guess.v, _mm512_set1_ps(2)))};
+}
+REGARD_INLINE G reciprocal(G x) { return broadcast(1.0) / x; }
+
 REGARD_INLINE F zip_low(F a, F b) {
   const __m512i index = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   return {_mm512_permutex2var_ps(a.v, index, b.v)};

@@ -171,6 +171,11 @@ REGARD_INLINE Vec<T> scale_exp2(Vec<T> p, Vec<T> x) {
 }
 
 template <class T>
+REGARD_INLINE Vec<T> reciprocal(Vec<T> x) {
+  return broadcast<T>(1) / x;
+}
+
+template <class T>
 REGARD_INLINE Vec<T> zip_low(Vec<T> a, Vec<T> b) {
   if constexpr (std::is_same_v<T, float>) {
     return {Float4{a.v[0], b.v[0], a.v[1], b.v[1]}};

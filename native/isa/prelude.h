@@ -33,6 +33,7 @@
 //   nonzero<T>(bytes): which of kLanes<T> bytes are not zero
 //   fraction(x) = x - floor(x) and scale_exp2(p, x) = p * 2^floor(x), for p in [1, 2]: 0 once the
 //     result underflows, x = -inf included; NaN stays NaN
+//   reciprocal(x): 1 / x for x in [1, 2^125], off by 2e-7 of it at most (float)
 //   zip_low(a, b), zip_high(a, b): the lower (upper) halves of a and b interleaved
 //   kRegisterRows[n]: rows of the register tile of a product whose rows have n vectors
 #endif

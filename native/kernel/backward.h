@@ -91,16 +91,22 @@ class Backward : public Pieces<T, Backward<T>> {
       const Operand<T> v{scores_ ? values.data + (begin - first) * values.stride : nullptr,
                          values.stride};
       g.tile(view, k, v, begin, end, s.weights, s.d_scores, true);
-      add_products(s, i * kBlock<T>, g.block.rows, k, begin, end - begin, queries, d_outputs);
+      add_products(s, i * kBlock<T>, g.block, k, begin, end - begin, queries, d_outputs);
     }
   }
 
-  void add_products(Work &s, int64_t first_row, const Rows<T> &rows, Operand<T> keys, int64_t begin,
+  void add_products(Work &s, int64_t first_row, Block<T> &block, Operand<T> keys, int64_t begin,
                     int64_t count, Operand<T> queries, Operand<T> d_outputs) const {
+    const Rows<T> &rows = block.rows;
     if (s.d_value) {
       product<T, Left::kRows>(s.weights, rows.width, d_outputs.data + first_row * d_outputs.stride,
                               d_outputs.stride, s.d_value + begin * width_, width_, count,
                               width_ / kLanes<T>, rows.count, true);
+    }
+    if (scores_ && is_additive(p_)) {
+      T *d_query = s.d_query ? s.d_query + first_row * size_ : nullptr;
+      T *d_key = s.d_key ? s.d_key + begin * size_ : nullptr;
+      return block.additive.add_gradients(s.d_scores, count, d_query, d_key, s.d_vector);
     }
     if (s.d_key) {
       product<T, Left::kRows>(s.d_scores, rows.width, queries.data + first_row * queries.stride,

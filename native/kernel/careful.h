@@ -32,6 +32,7 @@ class Careful {
   }
 
   void d_query(int64_t b, int64_t h, int64_t i, const regard_gradients &g) {
+    if (is_additive(p_)) return;  // nothing hidden comes in there
     clear();
     load_query(b, h, i);
     for (int64_t j = 0; j < p_.keys; ++j) {
@@ -44,6 +45,7 @@ class Careful {
 
   // for a key head, over the queries of its whole group
   void d_key(int64_t b, int64_t key_head, int64_t j, const regard_gradients &g) {
+    if (is_additive(p_)) return;
     clear();
     const int64_t group = p_.heads / p_.key_heads;
     for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) {
@@ -96,7 +98,8 @@ class Careful {
 
   // The weight before dropout; keeps the derivative of the soft cap.
   T weight(int64_t b, int64_t h, int64_t i, int64_t j, T lse) {
-    T score = static_cast<T>(p_.scale) * dot(query_, key_, size_);
+    T score = static_cast<T>(p_.scale) *
+              (is_additive(p_) ? additive_score(p_, h, query_, key_) : dot(query_, key_, size_));
     slope_ = 1;
     if (p_.softcap > 0) {
       const T bent = std::tanh(score / static_cast<T>(p_.softcap));

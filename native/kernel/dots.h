@@ -1,5 +1,5 @@
-// Scores of few queries: a product whose lanes would be almost empty is taken key by key instead,
-// which reads the keys in the order in which they lie.
+// Scores key by key, with elements in the lanes: of few queries, since a product would leave its
+// lanes almost empty and this reads the keys in the order in which they lie; and additive ones.
 #ifndef REGARD_KERNEL_DOTS_H
 #define REGARD_KERNEL_DOTS_H
 
@@ -27,10 +27,19 @@ REGARD_INLINE Vec<T> sum_each(Vec<T> *parts) {
   }
 }
 
+// How a vector of elements from `d` on of a key and a query joins the sum that is their score.
+struct DotProduct {
+  template <class T>
+  REGARD_INLINE Vec<T> operator()(Vec<T> key, Vec<T> query, Vec<T> sum, int64_t) const {
+    return fma(key, query, sum);
+  }
+};
+
 // parts[i * R + r] = keys[i] . queries[r] for K keys and R queries, lanes not yet summed up.
 // Queries are padded to whole vectors, keys are not.
-template <class T, int K, int R, class S>
-REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size, Vec<T> *parts) {
+template <class T, int K, int R, class S, class Join>
+REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size, Vec<T> *parts,
+                            Join join) {
   constexpr int L = kLanes<T>;
   const int64_t whole = size / L * L, stride = padded<T>(size);
   Vec<T> sum[K * R];
@@ -42,7 +51,7 @@ REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size
       const Vec<T> key = load_as(keys[i] + d);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        sum[i * R + r] = fma(key, load(queries + r * stride + d), sum[i * R + r]);
+        sum[i * R + r] = join(key, load(queries + r * stride + d), sum[i * R + r], d);
       }
     }
   }
@@ -50,7 +59,7 @@ REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size
     for (int i = 0; i < K; ++i) {
       const Vec<T> key = load_as_partial(keys[i] + whole, size - whole);
       for (int r = 0; r < R; ++r) {
-        sum[i * R + r] = fma(key, load(queries + r * stride + whole), sum[i * R + r]);
+        sum[i * R + r] = join(key, load(queries + r * stride + whole), sum[i * R + r], whole);
       }
     }
   }
@@ -59,9 +68,9 @@ REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size
 }
 
 // to[j * width + r] = keys[j] . queries[r] for j < count and r < R.
-template <class T, int R, class S>
+template <class T, int R, class S, class Join>
 REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64_t count, T *to,
-                          int64_t width) {
+                          int64_t width, Join join) {
   constexpr int L = kLanes<T>, kKeys = L / R, kStep = std::min(4, kKeys), kAhead = 8;
   Vec<T> parts[L];
   for (int64_t j = 0; j < count; j += kKeys) {
@@ -69,7 +78,7 @@ REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64
     for (int i = 0; i < kKeys; ++i) key[i] = keys.data + std::min(j + i, count - 1) * keys.stride;
     for (int i = 0; i < kKeys; ++i) prefetch_row(keys, j + kAhead + i, size);
     for (int i = 0; i < kKeys; i += kStep) {
-      add_dots<T, kStep, R>(key + i, queries, size, parts + i * R);
+      add_dots<T, kStep, R>(key + i, queries, size, parts + i * R, join);
     }
     T sums[L];
     store(sums, sum_each<T>(parts));
@@ -81,20 +90,20 @@ REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64
 
 // The same for `rows` queries, a few of them at a time; those beyond `rows` that are read repeat
 // the last one.
-template <class T, class S>
+template <class T, class S, class Join = DotProduct>
 inline void few_dots(Operand<S> keys, const T *queries, int64_t size, int64_t count, int rows,
-                     T *to, int64_t width) {
+                     T *to, int64_t width, Join join = {}) {
   constexpr int kGroup = std::min(4, kLanes<T>);
   const int64_t stride = padded<T>(size);
   std::fill_n(to, count * width, T(0));
   for (int r = 0; r < rows; r += kGroup) {
     const T *query = queries + r * stride;
     if (rows - r == 1) {
-      dots<T, 1>(keys, query, size, count, to + r, width);
+      dots<T, 1>(keys, query, size, count, to + r, width, join);
     } else if (rows - r == 2) {
-      dots<T, 2>(keys, query, size, count, to + r, width);
+      dots<T, 2>(keys, query, size, count, to + r, width, join);
     } else {
-      dots<T, kGroup>(keys, query, size, count, to + r, width);
+      dots<T, kGroup>(keys, query, size, count, to + r, width, join);
     }
   }
 }

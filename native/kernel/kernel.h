@@ -12,6 +12,7 @@
 #include "kernel/mask.h"
 #include "kernel/dropout.h"
 #include "kernel/adjust.h"
+#include "kernel/additive.h"
 #include "kernel/tile.h"
 #include "kernel/softmax.h"
 #include "kernel/delta.h"

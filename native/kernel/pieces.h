@@ -11,6 +11,7 @@ struct Piece {
   int64_t batch, key_head, value_head, chunk;
   int64_t first_key, last_key;  // what its queries see lies in between, in whole blocks
   T *d_key, *d_value;           // sums over its queries [key][padded size]; null if not wanted
+  T *d_vector;                  // the same [padded size], of the head at hand
 };
 
 // Each piece sums gradients of keys and values over its queries; with several chunks the sums are
@@ -28,7 +29,7 @@ class Pieces {
         g_(g),
         keys_{g.d_key, p.key_heads, p.head_size, padded<T>(p.head_size), static_cast<T>(p.scale)},
         values_{g.d_value, p.value_heads, p.value_size, padded<T>(p.value_size), T(1)},
-        scores_(g.d_query.data || g.d_key.data),
+        scores_(g.d_query.data || g.d_key.data || g.d_vector),
         group_(p.heads / p.key_heads),
         rows_(round_up(p.keys, kBlock<T>)) {
     const int64_t pieces = std::max<int64_t>(1, p.batch * p.key_heads);
@@ -47,9 +48,11 @@ class Pieces {
         if (!side->to.data) continue;
         side->chunks = scratch.take<T>(p_.batch * side->heads * chunks_ * rows_ * side->stride);
       }
-      if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     }
+    if (g_.d_vector) vectors_ = scratch.take<T>(pieces * group_ * keys_.stride);
+    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const int status = parallel(pieces, p_.threads, &Pieces::piece_task, this);
+    if (status == REGARD_OK && vectors_) add_vectors();
     if (status != REGARD_OK || chunks_ == 1) return status;
     const int64_t blocks = rows_ / kBlock<T>;
     return parallel(p_.batch * p_.value_heads * blocks, p_.threads, &Pieces::add_task, this);
@@ -133,6 +136,8 @@ class Pieces {
       const int64_t shared = p_.heads / p_.value_heads;
       s.value_head = h / shared;
       if (h % shared == 0) s.d_value = start(values_, s, s.value_head, d_values);
+      s.d_vector = vectors_ ? vector_sums(s.batch, h, s.chunk) : nullptr;
+      if (s.d_vector) std::fill_n(s.d_vector, keys_.stride, T(0));
       for (int64_t row = first; row < last; row += Kernel::kPanelRows) {
         kernel().panel(s, h, row, std::min(last, row + Kernel::kPanelRows), careful);
       }
@@ -177,6 +182,23 @@ class Pieces {
     const Range seen{s.first_key, s.last_key};
     for (int64_t j = 0; j < p_.keys; ++j) {
       write(side, s.batch, head, j, seen.has(j) ? sums + j * side.stride : zeros, careful);
+    }
+  }
+
+  T *vector_sums(int64_t b, int64_t head, int64_t chunk) const {
+    return vectors_ + ((b * p_.heads + head) * chunks_ + chunk) * keys_.stride;
+  }
+
+  void add_vectors() const {
+    T *to = static_cast<T *>(g_.d_vector);
+    for (int64_t row = 0; row < p_.batch * p_.heads; ++row) {
+      for (int64_t a = 0; a < p_.head_size; ++a) {
+        T sum = 0;
+        for (int64_t c = 0; c < chunks_; ++c) {
+          sum += vector_sums(row / p_.heads, row % p_.heads, c)[a];
+        }
+        to[row * p_.head_size + a] = keys_.factor * sum;
+      }
     }
   }
 
@@ -233,6 +255,7 @@ class Pieces {
  private:
   int64_t group_, rows_, chunks_;
   Range *seen_ = nullptr;  // [batch][key head][chunk], if there are several chunks
+  T *vectors_ = nullptr;   // sums of gradients of v [batch][head][chunk][padded size], if wanted
 };
 
 }  // namespace REGARD_NAMESPACE

@@ -36,8 +36,12 @@ struct Rows {
   }
 };
 
+// Scores that are no dot products.
+inline bool is_additive(const regard_problem &p) { return p.score != REGARD_DOT; }
+
 // How the rows of one batch are cut into blocks of at most `most` rows, by shape alone: heads that
-// share keys and values share blocks where the queries of one head do not fill a block.
+// share keys and values share blocks where the queries of one head do not fill a block. Additive
+// scores need one head a block, for its v.
 template <class T>
 struct Cut {
   int64_t heads;   // of a group that share blocks
@@ -45,7 +49,7 @@ struct Cut {
 
   explicit Cut(const regard_problem &p, int64_t most = kBlock<T>) {
     const int64_t shared = p.value_heads == p.key_heads ? p.heads / p.key_heads : 1;
-    heads = p.queries < most ? shared : 1;
+    heads = p.queries < most && !is_additive(p) ? shared : 1;
     rows_ = heads * p.queries;
     vectors_ = (rows_ + kLanes<T> - 1) / kLanes<T>;
     blocks = (vectors_ * kLanes<T> + most - 1) / most;

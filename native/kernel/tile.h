@@ -24,13 +24,15 @@ class Block {
  public:
   Rows<T> rows;
   Sight<T> sight;
+  Additive<T> additive;  // if scores are not dot products
 
   void allocate(const regard_problem &p, Scratch &scratch) {
     problem_ = &p;
+    sight.allocate(p, scratch);
+    if (is_additive(p)) return additive.allocate(p, scratch);
     const int64_t size = kBlock<T> * padded<T>(p.head_size);
     queries_ = scratch.take<T>(size);
     staging_ = scratch.take<T>(size);
-    sight.allocate(p, scratch);
   }
 
   // Few rows read keys in another order, and whatever type they have.
@@ -40,7 +42,9 @@ class Block {
   void set() {
     const regard_problem &p = *problem_;
     const T factor = query_factor<T>(p);
-    if (few()) {
+    if (is_additive(p)) {
+      additive.set(rows);
+    } else if (few()) {
       widen_rows(rows, p.query, p.dtype, p.head_size, factor, queries_);
     } else {
       pack_rows(rows, p.query, p.dtype, p.head_size, factor, staging_, queries_);
@@ -51,7 +55,9 @@ class Block {
   // Scores of keys [begin, end), whose rows are given; hidden ones not yet hidden. `slope`, if not
   // null, gets the derivative of the soft cap.
   void scores(Operand<T> keys, int64_t begin, int64_t end, T *to, T *slope = nullptr) {
-    if (few()) {
+    if (is_additive(*problem_)) {
+      additive.scores(keys, end - begin, query_factor<T>(*problem_), to);
+    } else if (few()) {
       few_products(keys, end - begin, to);
     } else {
       const int64_t count = end - begin, step = rows.count <= kStepRows ? kStepKeys : count;
@@ -71,7 +77,7 @@ class Block {
   void scores(int64_t begin, int64_t end, T *scratch, T *to) {
     const regard_problem &p = *problem_;
     const int64_t head = rows.head[0] / (p.heads / p.key_heads);
-    if (!few() || p.dtype == kType<T>) {
+    if (!few() || p.dtype == kType<T> || is_additive(p)) {
       const auto keys = operand<T>(p.key, p.dtype, rows.batch, head, begin, end - begin,
                                    p.head_size, false, scratch);
       return scores(keys, begin, end, to);

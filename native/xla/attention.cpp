@@ -6,10 +6,12 @@
 //   intervals (B|1, H|1, Lq|1, n, 2) int32    mask (B|1, H|1, Lq|1, Lk|1) boolean
 //   bias (B|1, H|1, Lq|1, Lk|1)               sinks (H) of the accumulation type
 //   seed (2) uint32: the low word, the high word
+//   vector (H|1, D) of the accumulation type, of additive scores
 //
 // and for the backward output (B, H, Lq, E), lse (B, H, Lq), d_output, d_lse. Results: output and
-// lse; or d_query, d_key, d_value and d_bias. Attributes: blhd (int64: arrays are (B, L, heads,
-// size)), dropout, scale and softcap (float64).
+// lse; or d_query, d_key, d_value, d_bias and d_vector (B, H, D). Attributes: blhd (int64: arrays
+// are (B, L, heads, size)), score (int64: a regard_score), dropout, negative_slope, scale and
+// softcap (float64).
 #include "regard/attention.h"
 
 #include <string.h>
@@ -24,7 +26,18 @@ namespace {
 using xla::Buffer;
 using xla::CallFrame;
 
-enum Argument { kQuery, kKey, kValue, kIntervals, kMask, kBias, kSinks, kSeed, kForwardArguments };
+enum Argument {
+  kQuery,
+  kKey,
+  kValue,
+  kIntervals,
+  kMask,
+  kBias,
+  kSinks,
+  kSeed,
+  kVector,
+  kForwardArguments
+};
 enum { kOutput = kForwardArguments, kLse, kDOutput, kDLse, kBackwardArguments };
 
 // What is answered when XLA asks for which minor version of its interface we were made.
@@ -53,7 +66,8 @@ class Call {
   Call(const CallFrame &frame, int64_t arguments, int64_t results) : frame_(frame) {
     ok_ = frame.arguments.size == arguments && frame.results.size == results &&
           attribute("blhd", &blhd_) && attribute("scale", &problem_.scale) &&
-          attribute("softcap", &problem_.softcap) && attribute("dropout", &problem_.dropout);
+          attribute("softcap", &problem_.softcap) && attribute("dropout", &problem_.dropout) &&
+          attribute("score", &score_) && attribute("negative_slope", &problem_.negative_slope);
     if (ok_) read();
   }
 
@@ -96,6 +110,10 @@ class Call {
     p.intervals = intervals(argument(kIntervals));
     p.mask = grid(argument(kMask)), p.bias = grid(argument(kBias));
     p.sinks = data(argument(kSinks));
+    p.score = static_cast<int32_t>(score_);
+    if ((p.vector = data(argument(kVector))) && has_rank(argument(kVector), 2)) {
+      p.vector_stride = argument(kVector).dims[0] == 1 ? 0 : p.head_size;
+    }
     p.dtype = dtype_of(q);
     p.bias_dtype = absent(argument(kBias)) ? 0 : dtype_of(argument(kBias));
     if (void *seed = data(argument(kSeed))) {
@@ -129,7 +147,7 @@ class Call {
 
   const CallFrame &frame_;
   regard_problem problem_ = {};
-  int64_t blhd_ = 0;
+  int64_t blhd_ = 0, score_ = REGARD_DOT;
   bool ok_;
 };
 
@@ -141,7 +159,7 @@ int run_forward(const CallFrame &frame) {
 }
 
 int run_backward(const CallFrame &frame) {
-  Call call(frame, kBackwardArguments, 4);
+  Call call(frame, kBackwardArguments, 5);
   if (!call.ok()) return REGARD_BAD_ARGUMENT;
   regard_gradients g = {};
   g.output = call.array(call.argument(kOutput));
@@ -149,6 +167,7 @@ int run_backward(const CallFrame &frame) {
   g.lse = call.data(call.argument(kLse)), g.d_lse = call.data(call.argument(kDLse));
   g.d_query = call.array(call.result(0)), g.d_key = call.array(call.result(1));
   g.d_value = call.array(call.result(2)), g.d_bias = call.grid(call.result(3));
+  g.d_vector = call.data(call.result(4));
   if (!call.ok()) return REGARD_BAD_ARGUMENT;
   return regard_backward(&call.problem(), &g);
 }

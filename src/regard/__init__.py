@@ -26,6 +26,7 @@ from regard.masks import (
 )
 from regard.merging import merge
 from regard.operator import AttentionWeights
+from regard.score import Additive, Bilinear
 
 if TYPE_CHECKING:
     from regard.acceleration import accelerate
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Additive",
     "AttentionWeights",
+    "Bilinear",
     "accelerate",
     "attention",
     "blocks",

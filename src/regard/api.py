@@ -8,8 +8,9 @@ Options that all of them take:
     mask      what a query may see: a boolean array (True = may attend) that broadcasts to
               (B, H, Lq, Lk), or a mask such as regard.causal(); default: everything
     bias      added to the scores; broadcasts to (B, H, Lq, Lk)
-    scale     factor on the dot product; default 1/√D
+    scale     factor on the product of query and key; default 1/√D, and 1 for Bilinear and Additive
     softcap   scores become softcap · tanh(scores / softcap), after scale, before bias and mask
+    score     how queries and keys are compared: "dot", regard.Bilinear(W) or regard.Additive(…)
     sinks     (H,) scores of a sink that joins the softmax's denominator and has no value
     layout    "BHLD", or "BLHD" for arrays (B, L, heads, size); views, no copies
     precision "high" lets a processor with AMX split float32 into two bfloat16, which is faster:
@@ -33,6 +34,7 @@ from regard.frontends import front_end
 from regard.frontends.repeated import repeat
 from regard.operator import AttentionWeights
 from regard.problem import make
+from regard.score import arrays_of
 
 __all__ = ["attention", "plan", "scores", "weights"]
 
@@ -47,6 +49,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Any = None,
+    score: Any = "dot",
     dropout_p: float = 0.0,
     dropout_seed: int | None = None,
     layout: str = "BHLD",
@@ -57,7 +60,7 @@ def attention(
 
     Args:
         query: (B, H, Lq, D) of float16, bfloat16, float32 or float64.
-        key: (B, K, Lk, D) of the same type.
+        key: (B, K, Lk, D) of the same type; of another size than D where the score allows it.
         value: (B, K, Lk, E) of the same type; H heads instead of K are fine too.
         dropout_p: probability with which a weight is dropped; the kept are divided by 1 − p.
         dropout_seed: makes dropout repeatable. Without it PyTorch draws one from its own generator;
@@ -72,12 +75,14 @@ def attention(
     Source: Vaswani et al., "Attention Is All You Need" (2017); computed tile by tile with an online
     softmax as in Dao et al., "FlashAttention" (2022).
     """
-    if sinks is None and dropout_seed is None and not dropout_p:
+    dot = isinstance(score, str) and score == "dot"
+    if dot and sinks is None and dropout_seed is None and not dropout_p:
         options = (scale, softcap, layout, precision, backend)
         output = repeat(query, key, value, mask, bias, options)
         if output is not None:
             return output
-    front = front_end(query=query, key=key, value=value, bias=bias, sinks=sinks)
+    given = {"bias": bias, "sinks": sinks, **arrays_of(score)}
+    front = front_end(query=query, key=key, value=value, **given)
     problem = make(
         query,
         key,
@@ -87,6 +92,7 @@ def attention(
         scale=scale,
         softcap=softcap,
         sinks=sinks,
+        score=score,
         dropout_p=dropout_p,
         dropout_seed=dropout_seed,
         layout=layout,
@@ -104,6 +110,7 @@ def weights(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Any = None,
+    score: Any = "dot",
     layout: str = "BHLD",
     precision: str | None = None,
     backend: str | None = None,
@@ -119,7 +126,7 @@ def weights(
     Returns:
         AttentionWeights, which refers to query and key and copies neither.
     """
-    front = front_end(query=query, key=key, bias=bias, sinks=sinks)
+    front = front_end(query=query, key=key, bias=bias, sinks=sinks, **arrays_of(score))
     problem = make(
         query,
         key,
@@ -128,6 +135,7 @@ def weights(
         scale=scale,
         softcap=softcap,
         sinks=sinks,
+        score=score,
         layout=layout,
         precision=precision,
     )
@@ -151,6 +159,7 @@ def plan(query: Any, key: Any, value: Any, *, backend: str | None = None, **opti
         value=value,
         bias=options.get("bias"),
         sinks=options.get("sinks"),
+        **arrays_of(options.get("score")),
     )
     made: Plan = front.plan(make(query, key, value, **options), backend)
     return made

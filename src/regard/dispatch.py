@@ -69,6 +69,7 @@ def plan(problem: Problem, backend: str | None) -> Plan:
         "problem": f"(B, H, Lq, Lk) = {extent.shape}, K = {problem.key_heads}, "
         f"D = {problem.head_size}, E = {problem.value_size}, {problem.dtype}, "
         f"sums in {problem.accumulation_dtype}",
+        **({} if problem.vector is None else {"score": f"additive, {problem.activation}"}),
         "mask": _describe_mask(problem),
     }
     pairs = extent.flat_batch * extent.heads * extent.queries * extent.keys
@@ -121,6 +122,8 @@ def backward(
     **wanted: Any,
 ) -> None:
     """Write the gradients that `wanted` names: d_query, d_key, d_value, d_bias, d_sinks.
+
+    And d_vector, which is (B, H, D).
 
     output and lse are what `forward` wrote; output may be None if d_value alone is wanted, d_lse
     None is 0.

@@ -149,7 +149,7 @@ class AttentionWeights(ReadOuts):
     def copy(self) -> AttentionWeights:
         """An operator on copies of all its arrays, which in-place changes do not reach."""
         self._check_fresh()
-        names = ("query", "key", "bias", "sinks")
+        names = ("query", "key", "bias", "sinks", "vector")
         arrays = {name: getattr(self._problem, name) for name in names}
         copies = {n: None if a is None else self._front.copy(a) for n, a in arrays.items()}
         problem = self._problem.replace(**copies, mask=copy.deepcopy(self._problem.mask))

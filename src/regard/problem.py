@@ -29,6 +29,7 @@ from regard.masks import (
     rebuild,
     visibility,
 )
+from regard.score import Additive, as_score
 
 __all__ = ["DTYPES", "LAYOUTS", "PRECISIONS", "Problem", "make"]
 
@@ -43,12 +44,15 @@ _MOST_DENSE = 1 << 30
 class Problem:
     """Arrays of one framework in the order (B, heads, L, size), and what is done with them."""
 
-    query: Any  # (*batch, H, Lq, D)
+    query: Any  # (*batch, H, Lq, D), projected as the score wants it
     key: Any  # (*batch, K, Lk, D)
     value: Any  # (*batch, K | H, Lk, E), or None where only the weights matter
     mask: Mask | None
     bias: Any  # broadcasts to (*batch, H, Lq, Lk), or None
     sinks: Any  # (H,), or None
+    vector: Any  # (H | 1, D): v of additive scores; None: scores are dot products
+    activation: str  # of additive scores: "tanh" or "leaky_relu"
+    negative_slope: float  # of the latter
     scale: float
     softcap: float  # 0: none
     dropout_p: float  # 0: none
@@ -108,9 +112,16 @@ class Problem:
     @property
     def weight_arrays(self) -> tuple[Any, ...]:
         """All arrays that the weights depend on: every one but the values and the seed."""
-        fixed = (self.query, self.key, self.bias, self.sinks)
+        fixed = (self.query, self.key, self.bias, self.sinks, self.vector)
         in_mask = () if self.mask is None else flatten(self.mask)[1]
         return (*(array for array in fixed if array is not None), *in_mask)
+
+    @property
+    def score(self) -> str | Additive:
+        """How queries and keys are compared, as they are here: after projections."""
+        if self.vector is None:
+            return "dot"
+        return Additive(None, None, self.vector, self.activation, self.negative_slope)
 
     @cached_property
     def visibility(self) -> Visibility:
@@ -154,26 +165,30 @@ class Problem:
     def flatten(self) -> tuple[str, tuple[Any, ...]]:
         """(specification, arrays): a hashable text and a flat tuple, to cross a tracer's border."""
         structure, mask_arrays = (None, ()) if self.mask is None else flatten(self.mask)
-        fixed = (self.query, self.key, self.value, self.bias, self.sinks, self.dropout_seed)
+        plain = (self.query, self.key, self.value, self.bias, self.sinks, self.vector)
+        fixed = (*plain, self.dropout_seed)
         present = tuple(hasattr(array, "shape") for array in fixed)
         seed = None if present[-1] else self.dropout_seed
         # In hexadecimal since that is exact, and makes torch.compile settle a number left open.
-        numbers = tuple(number.hex() for number in (self.scale, self.softcap, self.dropout_p))
+        given = (self.negative_slope, self.scale, self.softcap, self.dropout_p)
+        numbers = tuple(number.hex() for number in given)
         arrays = tuple(a for a, here in zip(fixed, present, strict=True) if here)
-        specification = (present, structure, numbers, seed, self.layout, self.precision)
+        how = (self.layout, self.precision)
+        specification = (present, structure, self.activation, numbers, seed, *how)
         return repr(specification), arrays + mask_arrays
 
     @staticmethod
     def rebuild(specification: str, arrays: tuple[Any, ...]) -> Problem:
         """The problem that `flatten` took apart."""
-        present, structure, numbers, seed, *how = ast.literal_eval(specification)
+        present, structure, activation, numbers, seed, *how = ast.literal_eval(specification)
         rest = iter(arrays)
         *fixed, seed_array = (next(rest) if here else None for here in present)
         mask = None if structure is None else rebuild(structure, tuple(rest))
-        query, key, value, bias, sinks = fixed
-        scale, softcap, dropout_p = map(float.fromhex, numbers)
+        query, key, value, bias, sinks, vector = fixed
         seed = seed if seed_array is None else seed_array
-        return Problem(query, key, value, mask, bias, sinks, scale, softcap, dropout_p, seed, *how)
+        arrays = (query, key, value, mask, bias, sinks, vector)
+        slope, scale, softcap, dropout_p = map(float.fromhex, numbers)
+        return Problem(*arrays, activation, slope, scale, softcap, dropout_p, seed, *how)
 
 
 def make(
@@ -186,6 +201,7 @@ def make(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Any = None,
+    score: Any = "dot",
     dropout_p: float = 0.0,
     dropout_seed: Any = None,
     layout: str = "BHLD",
@@ -205,7 +221,12 @@ def make(
     if layout == "BLHD":
         query, key, value = (a if a is None else a.swapaxes(-3, -2) for a in (query, key, value))
     _check_dtypes(query, key, value, bias, sinks)
+    how = as_score(score)
+    if how is not None:
+        query, key = how.project(query, key)
+        scale = 1.0 if scale is None else scale
     _check_sizes(query, key, value)
+    additive = how if isinstance(how, Additive) else None
     problem = Problem(
         query=query,
         key=key,
@@ -213,6 +234,9 @@ def make(
         mask=None if mask is None else as_mask(mask),
         bias=bias,
         sinks=sinks,
+        vector=additive and additive.vector,
+        activation=additive.activation if additive else "tanh",
+        negative_slope=float(additive.negative_slope) if additive else 0.0,
         scale=_scale(scale, query.shape[-1]),
         softcap=_softcap(softcap),
         dropout_p=_dropout(dropout_p),
@@ -279,7 +303,10 @@ def _check_sizes(query: Any, key: Any, value: Any) -> None:
             f"queries and keys of one size, since their dot product is taken: {head_size} is not "
             f"{key_size}"
         )
-        remedy = "project one of them to the other's size first"
+        remedy = (
+            f"pass score=regard.Bilinear(W) with a W of ({head_size}, {key_size}), or project one "
+            "of them to the other's size first"
+        )
     elif batch != key_batch:
         wanted, remedy = "the same batch dimensions", "expand the one that is shared"
     elif key_heads == 0 or heads % key_heads:

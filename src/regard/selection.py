@@ -115,7 +115,7 @@ def _apply(problem: Problem, kept: list[slice]) -> Problem:
     heads = np.arange(extent.heads)[head_slice]
     flat = np.arange(extent.flat_batch).reshape(extent.batch)[tuple(batch)].reshape(-1)
     seen = problem.visibility.select(flat, heads)
-    bias = problem.bias
+    bias, score = problem.bias, problem.score
     if bias is not None:
         whole = [_ALL] * 2
         entries = [*kept, *whole][len(kept) + 2 - bias.ndim :]
@@ -130,6 +130,7 @@ def _apply(problem: Problem, kept: list[slice]) -> Problem:
         mask=normal(seen),
         bias=bias,
         sinks=None if problem.sinks is None else problem.sinks[head_slice],
+        vector=None if isinstance(score, str) else score.of_heads(head_slice).vector,
     )
 
 

@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 // Changes whenever a struct below changes; Python refuses a library of another version.
-#define REGARD_ABI_VERSION 2
+#define REGARD_ABI_VERSION 3
 
 enum regard_dtype {
   REGARD_FLOAT32 = 0,
@@ -31,6 +31,10 @@ enum regard_dtype {
 // How float32 is multiplied; other types take no notice. High: products may be off by about 2^-16
 // of their size, as sums of three products of bfloat16, where that is faster. Not for gradients.
 enum regard_precision { REGARD_HIGHEST = 0, REGARD_HIGH = 1 };
+
+// How a query and a key are compared: q . k, or sum_a v_a f(q_a + k_a) with f = tanh, or
+// f(x) = x for x > 0 and negative_slope * x below.
+enum regard_score { REGARD_DOT = 0, REGARD_ADDITIVE_TANH = 1, REGARD_ADDITIVE_LEAKY_RELU = 2 };
 
 enum regard_status {
   REGARD_OK = 0,
@@ -62,8 +66,9 @@ typedef struct {
   int64_t batch_stride, head_stride, query_stride;
 } regard_intervals;
 
-// One call, in this order: scores = scale * q k^T; softcap * tanh(scores / softcap); + bias; hidden
-// scores selected to -inf (never added); the sink joins the denominator; softmax; dropout; times v.
+// One call, in this order: scores = scale * q k^T (or as regard_score says); softcap * tanh(scores
+// / softcap); + bias; hidden scores selected to -inf (never added); the sink joins the denominator;
+// softmax; dropout; times v.
 typedef struct {
   int64_t batch, heads, key_heads, value_heads;  // value_heads: K or H
   int64_t queries, keys, head_size, value_size;
@@ -80,6 +85,11 @@ typedef struct {
   int32_t bias_dtype;  // dtype, or REGARD_FLOAT32
   int32_t threads;     // 0: as many as OpenMP would use
   int32_t precision;   // regard_precision
+  int32_t score;       // regard_score; what follows is read if it is not REGARD_DOT
+  // v, (H, D) of the accumulation type: rows vector_stride elements apart, 0 if heads share one.
+  const void *vector;
+  int64_t vector_stride;
+  double negative_slope;  // 0 or more
 } regard_problem;
 
 // output (B, H, Lq, E) and lse (B, H, Lq), contiguous, of the accumulation type, natural logarithm,
@@ -97,6 +107,7 @@ typedef struct {
   regard_array d_query, d_key, d_value;  // shapes of query, key, value; written, not added to
   regard_grid d_bias;  // float32 (float64 for float64); broadcast dimensions are summed; written
   void *d_sinks;       // (H), accumulation type
+  void *d_vector;      // (B, H, D), contiguous, accumulation type: for each head of each batch
 } regard_gradients;
 REGARD_EXPORT int regard_backward(const regard_problem *problem, const regard_gradients *gradients);
 

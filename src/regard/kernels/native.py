@@ -202,23 +202,19 @@ def backward(
     d_value: Any = None,
     d_bias: Any = None,
     d_sinks: Any = None,
+    d_vector: Any = None,
 ) -> None:
-    """Write those gradients that are given an array.
+    """Write those gradients that are given an array; d_vector (B, H, D) is not summed over B and H.
 
     output and lse are what `forward` wrote; output may be None if d_value alone is wanted, d_lse
-    None is 0. lse, d_lse, d_bias and d_sinks are of the accumulation type and, but for d_bias,
-    contiguous. d_bias has the shape of the bias: with all batch dimensions, or shared along all.
+    None is 0. lse, d_lse, d_bias, d_sinks and d_vector are of the accumulation type and, but for
+    d_bias, contiguous. d_bias has the shape of the bias: with all batch dimensions, or shared along
+    all.
     """
     packed, _alive = pack_problem(problem)
+    d_arrays = (d_query, d_key, d_value)
     gradients, _written = pack_gradients(
-        problem.bias_extent,
-        output,
-        lse,
-        d_output,
-        d_lse,
-        (d_query, d_key, d_value),
-        d_bias,
-        d_sinks,
+        problem.bias_extent, output, lse, d_output, d_lse, d_arrays, d_bias, d_sinks, d_vector
     )
     edges = problem.visibility.edges
     if edges is None:

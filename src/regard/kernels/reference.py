@@ -1,6 +1,7 @@
 """The definition of attention: slow, in float64, to be read first. Every kernel is judged by it.
 
-    scores   s = scale · q kᵀ;  s = softcap · tanh(s / softcap);  s = s + bias;  hidden: s = −∞
+    scores   s = scale · q kᵀ, or additive: s_ij = scale · Σ_a v_a f(q_ia + k_ja)
+             s = softcap · tanh(s / softcap);  s = s + bias;  hidden: s = −∞
     weights  p = exp(s − lse),  lse = log(Σ_j exp s_j  [+ exp sink])
     output   y = (p ∘ dropout) v
 
@@ -38,6 +39,7 @@ class Gradients:
     value: Array | None
     bias: Array | None
     sinks: Array | None
+    vector: Array | None  # (B, H, D): for each head of each batch element
 
 
 def scores(problem: Problem) -> Array:
@@ -91,18 +93,23 @@ def backward(problem: Problem, d_output: Any, d_lse: Any = None) -> Gradients:
     d_score = ds
     if problem.softcap:  # the derivative of c · tanh(s / c) is 1 − tanh²(s / c)
         d_score = ds * (1 - _scores(problem)[1] ** 2)
-    dq = problem.scale * _visible_product(d_score, k, seen)
-    dk = problem.scale * _visible_product(d_score.swapaxes(-1, -2), q, hidden_from_key)
+    d_vector = None
+    if problem.vector is None:
+        dq = _visible_product(d_score, k, seen)
+        dk = _visible_product(d_score.swapaxes(-1, -2), q, hidden_from_key)
+    else:
+        dq, dk, d_vector = _additive_gradients(problem, q, k, d_score)
     d_sinks = None
     if problem.sinks is not None:
         sink = as_numpy(problem.sinks).astype(np.float64)[None, :, None]
         d_sinks = -(np.exp(sink - total) * delta).sum(axis=(0, 2))
     return Gradients(
-        query=dq.reshape(problem.query.shape),
-        key=_sum_to(dk, problem.key.shape),
+        query=problem.scale * dq.reshape(problem.query.shape),
+        key=problem.scale * _sum_to(dk, problem.key.shape),
         value=None if problem.value is None else _sum_to(dv, problem.value.shape),
         bias=None if problem.bias is None else _sum_bias(ds, problem),
         sinks=d_sinks,
+        vector=None if d_vector is None else problem.scale * d_vector,
     )
 
 
@@ -111,7 +118,11 @@ def _scores(problem: Problem) -> tuple[Array, Array]:
     heads = problem.extent.heads
     q, k = _heads(problem.query, heads), _heads(problem.key, heads)
     with np.errstate(invalid="ignore"):
-        s = problem.scale * (q @ k.swapaxes(-1, -2))
+        if problem.vector is None:
+            s = problem.scale * (q @ k.swapaxes(-1, -2))
+        else:
+            f, _ = _activated(problem, q, k)
+            s = problem.scale * np.einsum("bhija,bha->bhij", f, _vector(problem))
         tanh = np.zeros_like(s)
         if problem.softcap:
             tanh = np.tanh(s / problem.softcap)
@@ -121,6 +132,33 @@ def _scores(problem: Problem) -> tuple[Array, Array]:
             bias = np.broadcast_to(as_numpy(bias), problem.extent.shape)
             s = s + bias.reshape(s.shape).astype(np.float64)
     return np.where(_seen(problem), s, -np.inf), tanh
+
+
+def _activated(problem: Problem, q: Array, k: Array) -> tuple[Array, Array]:
+    """f(q_i + k_j) and f'(q_i + k_j): both (B, H, Lq, Lk, D)."""
+    x: Array = q[..., :, None, :] + k[..., None, :, :]
+    if problem.activation == "tanh":
+        f = np.tanh(x)
+        return f, 1 - f**2
+    slope = problem.negative_slope
+    return np.where(x > 0, x, slope * x), np.where(x > 0, 1, slope)
+
+
+def _additive_gradients(
+    problem: Problem, q: Array, k: Array, d_score: Array
+) -> tuple[Array, Array, Array]:
+    """Of q, of k (for every query head) and of v, but for the scale."""
+    f, slope = _activated(problem, q, k)
+    seen = d_score[..., None] != 0
+    d_f = np.where(seen, d_score[..., None] * slope, 0) * _vector(problem)[:, :, None, None, :]
+    d_vector: Array = np.where(seen, d_score[..., None] * f, 0).sum(axis=(2, 3))
+    return d_f.sum(axis=3), d_f.sum(axis=2), d_vector
+
+
+def _vector(problem: Problem) -> Array:
+    """v as (B, H, D)."""
+    extent, vector = problem.extent, as_numpy(problem.vector).astype(np.float64)
+    return np.broadcast_to(vector, (extent.flat_batch, extent.heads, problem.head_size))
 
 
 def _seen(problem: Problem) -> Bools:

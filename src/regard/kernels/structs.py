@@ -34,13 +34,14 @@ __all__ = [
     "pack_problem",
     "pack_read_outs",
     "pack_visibility",
+    "score_code",
 ]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 _ARRAY_FORMAT, _GRID_FORMAT = "P3q", "P4q"  # address, then strides in elements
 _SIZES = struct.Struct("8q3dQ")
-_REST = struct.Struct("P4i")
+_REST = struct.Struct("P5iPqd")
 
 # The fields of regard_readouts_request in their order.
 _READ_OUT_FIELDS = (
@@ -62,6 +63,7 @@ ABSENT = bytes(_ARRAY.size)
 _NO_GRID = bytes(_GRID.size)
 
 _DTYPE_CODES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+_SCORE_CODES = {"dot": 0, "tanh": 1, "leaky_relu": 2}
 _PRECISION_CODES = {None: 0, "highest": 0, "high": 1}
 
 
@@ -80,14 +82,16 @@ class ProblemForm:
             *(problem.scale, problem.softcap, problem.dropout_p),
             int(problem.dropout_seed or 0) % 2**64,
         )
-        self._sinks = problem.sinks
-        if self._sinks is not None:
-            self._sinks = as_numpy(self._sinks).astype(problem.accumulation_dtype)
+        self._sinks = _accumulated(problem.sinks, problem)
+        self._vector = _accumulated(problem.vector, problem)
+        shared = problem.vector is None or problem.vector.shape[0] == 1
         self.rest = _REST.pack(
             address(self._sinks),
             _DTYPE_CODES[problem.dtype],
             0 if bias is None else _DTYPE_CODES[dtype_name(bias)],
             *(0, _PRECISION_CODES[problem.precision]),
+            score_code(problem),
+            *(address(self._vector), 0 if shared else problem.head_size, problem.negative_slope),
         )
 
     def pack(self, query: bytes, key: bytes, value: bytes, seen: bytes, bias: bytes) -> bytes:
@@ -195,6 +199,7 @@ def pack_gradients(
     d_arrays: tuple[Any, Any, Any],
     d_bias: Any,
     d_sinks: Any,
+    d_vector: Any = None,
 ) -> tuple[bytes, list[Any]]:
     """The struct regard_gradients; d_arrays are those of query, key and value, or None."""
     alive: list[Any] = []
@@ -204,7 +209,7 @@ def pack_gradients(
         _ADDRESSES.pack(address(lse), address(d_lse)),
         *(pack_array(array, alive) for array in d_arrays),
         pack_bias(d_bias, extent, alive),
-        _ADDRESS.pack(address(d_sinks)),
+        _ADDRESSES.pack(address(d_sinks), address(d_vector)),
     )
     return b"".join(parts), alive
 
@@ -215,6 +220,11 @@ def pack_read_outs(fields: dict[str, Any]) -> bytes:
     return b"".join(
         struct.pack("d", v) if isinstance(v, float) else struct.pack("q", _place(v)) for v in values
     )
+
+
+def score_code(problem: Problem) -> int:
+    """The regard_score of a problem."""
+    return _SCORE_CODES["dot" if problem.vector is None else problem.activation]
 
 
 def _place(value: Any) -> int:
@@ -229,6 +239,13 @@ def address(array: Any) -> int:
     if hasattr(array, "data_ptr"):
         return int(array.data_ptr())
     return int(array.__array_interface__["data"][0])
+
+
+def _accumulated(array: Any, problem: Problem) -> Any:
+    """A small array, contiguous, in the accumulation type; None for None."""
+    if array is None:
+        return None
+    return np.ascontiguousarray(as_numpy(array), problem.accumulation_dtype)
 
 
 def _grid(array: Any, alive: list[Any]) -> bytes:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from regard.recording.call import Parts
+from regard.score import Additive
 
 __all__ = ["Cache", "Place", "marks"]
 
@@ -100,7 +101,11 @@ def _form(parts: Parts) -> tuple[object, ...]:
     """What all calls of a record have in common."""
     query, key = parts.query, parts.key
     sizes = (*query.shape[:2], *key.shape[:2], key.shape[3])
-    return (*sizes, key.dtype, parts.scale, parts.softcap)
+    same = (*sizes, key.dtype, parts.scale, parts.softcap)
+    score = parts.score
+    if isinstance(score, Additive):
+        return *same, score.activation, score.negative_slope, score.v.data_ptr()
+    return same
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

@@ -17,6 +17,7 @@ from regard.masks import EVERYTHING, Extent, Mask, Normal, Visibility, flatten, 
 from regard.operator import AttentionWeights
 from regard.recording.entry import Flow
 from regard.recording.terms import Terms
+from regard.score import Additive
 
 __all__ = ["Call", "Found", "Parts", "flow", "parts"]
 
@@ -38,6 +39,7 @@ class Call:
     terms: arrays that broadcast to (B, H, Lq, Lk): boolean ones say what may be seen (True), others
         are added to the scores, and hide where they are −∞ or near the smallest number there is.
     mask: what may be seen on top of that.
+    score: how queries and keys are compared, which are projected already.
     value, output: (B, K, Lk, E) and (B, H, Lq, E) where they are known, the output as (B, Lq, H, E)
         if `swapped`; they do not matter for the weights.
     found: read-outs of all heads, where they were made with the output.
@@ -50,6 +52,7 @@ class Call:
     scale: float | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    score: str | Additive = "dot"
     value: Tensor | None = None
     output: Tensor | None = None
     swapped: bool = False
@@ -76,6 +79,7 @@ class Parts:
     scale: float | None
     softcap: float | None
     sinks: Tensor | None
+    score: str | Additive
 
     @property
     def extent(self) -> Extent:
@@ -111,6 +115,7 @@ class Parts:
             scale=self.scale,
             softcap=self.softcap,
             sinks=self.sinks,
+            score=self.score,
         )
         return made
 
@@ -143,8 +148,10 @@ def parts(call: Call, terms: Terms, heads: Sequence[int] | None = None) -> Parts
     if bias is not None and bias.dtype not in (common, torch.float32):
         bias = bias.to(torch.float32)
     sinks = None if call.sinks is None else call.sinks.detach().to(common)
-    query, key = query.to(common), key.to(common)
-    return Parts(query, key, mask, bias, call.scale, call.softcap, sinks)
+    query, key, score = query.to(common), key.to(common), call.score
+    if isinstance(score, Additive):
+        score = dataclasses.replace(score, v=score.v.detach().to(common))
+    return Parts(query, key, mask, bias, call.scale, call.softcap, sinks, score)
 
 
 def _check_readable(query: Tensor) -> None:
@@ -201,6 +208,7 @@ def _of_heads(call: Call, heads: Sequence[int] | None) -> Call:
         ),
         mask=_normal(call.mask, _extent(call), chosen),
         sinks=None if call.sinks is None else call.sinks[chosen],
+        score=call.score if isinstance(call.score, str) else call.score.of_heads(chosen),
     )
 
 

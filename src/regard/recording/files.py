@@ -27,6 +27,7 @@ from regard.recording.entry import Entry, Fixed
 from regard.recording.heads import HeadTable, table
 from regard.recording.record import Recording
 from regard.recording.summary import NAMES, STATISTICS, Summary, requested, summarise
+from regard.score import Additive
 
 __all__ = ["as_path", "load", "save"]
 
@@ -39,7 +40,7 @@ _FIELDS: dict[str, Any] = {
     "pooled": readouts.Pooled,
     "threshold": readouts.Edges,
 }
-_OPERATOR = ("query", "key", "bias", "sinks", "intervals", "dense", "lse")
+_OPERATOR = ("query", "key", "bias", "sinks", "vector", "intervals", "dense", "lse")
 
 Array = npt.NDArray[Any]
 
@@ -164,6 +165,7 @@ def _described(
         found = _parts(weights)
         problem = weights._problem
         described["operator"] = {"scale": problem.scale, "softcap": problem.softcap}
+        described["operator"] |= _described_score(problem.score)
         described["operator"]["arrays"] = list(found)
         return described, found
     summary = summarise(weights, requested(STATISTICS))
@@ -178,6 +180,20 @@ def _described(
     return described, found
 
 
+def _described_score(score: str | Additive) -> dict[str, Any]:
+    if isinstance(score, str):
+        return {"score": score}
+    return {"score": score.activation, "negative_slope": score.negative_slope}
+
+
+def _score(described: dict[str, Any], vector: Array | None) -> str | Additive:
+    """As `_described_score` told it."""
+    name = str(described.get("score", "dot"))
+    if vector is None:
+        return name
+    return Additive(None, None, vector, name, float(described["negative_slope"]))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, slice):
         return {"slice": [value.start, value.stop, value.step]}
@@ -189,8 +205,9 @@ def _parts(weights: AttentionWeights) -> dict[str, Array]:
     """The arrays of an operator."""
     problem = weights._host()
     seen = problem.visibility
-    given = (problem.query, problem.key, problem.bias, problem.sinks, seen.intervals, seen.dense)
-    found = dict(zip(_OPERATOR, (*given, weights._host_lse()), strict=True))
+    given = (problem.query, problem.key, problem.bias, problem.sinks, problem.vector)
+    shown = (seen.intervals, seen.dense)
+    found = dict(zip(_OPERATOR, (*given, *shown, weights._host_lse()), strict=True))
     return {name: as_numpy(array) for name, array in found.items() if array is not None}
 
 
@@ -335,6 +352,7 @@ def _operator(
         "key": (batch, None, keys, None),
         "bias": (None, None, None, None),
         "sinks": (heads,),
+        "vector": (None, None),
         "intervals": (None, None, None, None, 2),
         "dense": (None, None, None, None),
         "lse": (batch, heads, queries),
@@ -350,6 +368,7 @@ def _operator(
         scale=float(described["scale"]),
         softcap=None if described["softcap"] is None else float(described["softcap"]),
         sinks=found.get("sinks"),
+        score=_score(described, found.get("vector")),
     )
     if made.shape != shape:
         raise FileFormatError(f"call {n} has shape {made.shape}", f"{shape}")

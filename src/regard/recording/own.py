@@ -94,4 +94,5 @@ def _read(problem: Problem, output: Any, found: Found | None = None) -> Call:
         output=output,
         swapped=problem.layout == "BLHD",
         found=found,
+        score=problem.score,
     )

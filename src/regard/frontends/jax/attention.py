@@ -115,7 +115,7 @@ def host(problem: Problem, backend: str | None) -> tuple[Problem, str | None]:
             "attention, w @ v, w.mT @ y or w.lse(), which JAX can trace",
             "return the queries and keys from the function, and read out outside of it",
         )
-    names = ("query", "key", "bias", "sinks")
+    names = ("query", "key", "bias", "sinks", "vector")
     arrays = {name: getattr(problem, name) for name in names}
     moved = {name: None if a is None else np.asarray(a) for name, a in arrays.items()}
     return problem.replace(**moved, value=None), None if backend == "jax" else backend

@@ -36,11 +36,11 @@ def backward(
     wanted: dict[str, tuple[int, ...]],
     backend: str | None,
 ) -> dict[str, Any]:
-    """The gradients that `wanted` names with their shapes: query, key, value, bias.
+    """The gradients that `wanted` names with their shapes: query, key, value, bias, vector.
 
     kept: output, lse, d_output and d_lse; None for an output or d_lse that is absent.
     """
-    held = {"bias": problem.accumulation_dtype}
+    held = dict.fromkeys(("bias", "vector"), problem.accumulation_dtype)
     shapes = {name: (shape, held.get(name, problem.dtype)) for name, shape in wanted.items()}
 
     def run(problem: Problem, results: dict[str, Any], kept: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from regard.problem import Problem
 
 __all__ = ["attention", "transposed"]
 
-_NAMES = ("query", "key", "value", "bias", "sinks")
+_NAMES = ("query", "key", "value", "bias", "sinks", "vector")
 
 Arrays = tuple[Any, ...]
 

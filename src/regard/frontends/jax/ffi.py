@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from regard.kernels import native
+from regard.kernels.structs import score_code
 from regard.masks import Normal
 from regard.problem import Problem
 
@@ -55,7 +56,7 @@ def forward(problem: Problem) -> tuple[Any, Any]:
 def backward(
     problem: Problem, kept: dict[str, Any], wanted: dict[str, tuple[int, ...]]
 ) -> dict[str, Any]:
-    """The gradients that `wanted` names with their shapes: query, key, value, bias.
+    """The gradients that `wanted` names with their shapes: query, key, value, bias, vector.
 
     kept: output, lse, d_output and d_lse; None for an output or d_lse that is absent.
     """
@@ -63,13 +64,14 @@ def backward(
     dtypes = dict.fromkeys(("query", "key", "value"), problem.dtype)
     results = (
         *(_result(wanted.get(name), dtype, layout) for name, dtype in dtypes.items()),
-        _result(wanted.get("bias"), problem.accumulation_dtype),
+        *(_result(wanted.get(name), problem.accumulation_dtype) for name in ("bias", "vector")),
     )
     more = (kept[name] for name in ("output", "lse", "d_output", "d_lse"))
     operands = (*_operands(problem), *(_turned(_or_absent(array), layout) for array in more))
-    *arrays, bias = _call("regard_xla_backward", problem, results, operands)
+    *arrays, bias, vector = _call("regard_xla_backward", problem, results, operands)
     found = {name: _turned(array, layout) for name, array in zip(dtypes, arrays, strict=True)}
-    return {name: array for name, array in {**found, "bias": bias}.items() if name in wanted}
+    found |= {"bias": bias, "vector": vector}
+    return {name: array for name, array in found.items() if name in wanted}
 
 
 def _call(name: str, problem: Problem, results: Any, operands: tuple[Any, ...]) -> Any:
@@ -77,7 +79,9 @@ def _call(name: str, problem: Problem, results: Any, operands: tuple[Any, ...]) 
         *operands,
         blhd=np.int64(problem.layout == "BLHD"),
         dropout=np.float64(problem.dropout_p),
+        negative_slope=np.float64(problem.negative_slope),
         scale=np.float64(problem.scale),
+        score=np.int64(score_code(problem)),
         softcap=np.float64(problem.softcap),
     )
 
@@ -93,6 +97,7 @@ def _operands(problem: Problem) -> tuple[Any, ...]:
         problem.bias,
         None if problem.sinks is None else problem.sinks.astype(problem.accumulation_dtype),
         problem.dropout_seed,
+        None if problem.vector is None else problem.vector.astype(problem.accumulation_dtype),
     )
     return tuple(_or_absent(array) for array in given)
 

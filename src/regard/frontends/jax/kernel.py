@@ -44,7 +44,7 @@ def forward(problem: Problem, backend: str | None) -> tuple[Any, Any]:
 def backward(
     problem: Problem, kept: dict[str, Any], wanted: tuple[str, ...], backend: str | None
 ) -> dict[str, Any]:
-    """The gradients that `wanted` names, of query, key, value and bias, in the shapes of these.
+    """The gradients that `wanted` names, of query, key, value, bias and vector, in their shapes.
 
     kept: output (None if the value alone wants a gradient), lse, d_output and d_lse (None: 0).
     """
@@ -62,9 +62,19 @@ def backward(
             found["bias"] = _sum_to(found["bias"], problem)
         return {n: a if n == "bias" else _split(a, batch) for n, a in found.items()}
 
+    def summed(name: str, gradient: Any) -> Any:
+        if name != "vector":
+            return gradient
+        heads = problem.vector.shape[0] == 1
+        lead = tuple(range(gradient.ndim - 2))
+        return gradient.sum(axis=lead).sum(axis=0, keepdims=True) if heads else gradient.sum(lead)
+
     own_bias = "bias" in wanted  # a gradient of it for each element that vmap maps
     gradients: dict[str, Any] = _mapped(once, problem, own_bias)(kept)
-    return {name: gradients[name].astype(getattr(problem, name).dtype) for name in wanted}
+    return {
+        name: summed(name, gradient).astype(getattr(problem, name).dtype)
+        for name, gradient in gradients.items()
+    }
 
 
 def _mapped(
@@ -93,11 +103,11 @@ def _mapped(
 
 
 def _one_after_another(batched: Problem) -> bool:
-    """Whether one call cannot do: sinks of many, and dropout, which counts batch elements.
+    """Whether one call cannot do: sinks or vectors of many, and dropout, which counts batches.
 
     batched: the problem with a boolean in the place of each array.
     """
-    return batched.sinks is True or batched.dropout_p > 0
+    return batched.sinks is True or batched.vector is True or batched.dropout_p > 0
 
 
 def _sequential(run: Callable[..., Any], size: int, batched: Any, arrays: Any) -> Any:
@@ -169,6 +179,8 @@ def _full(array: Any, name: str, flat: Problem) -> tuple[int, ...]:
     """The shape of an array's gradient: one for each batch element, but for a shared bias."""
     if name == "bias":
         return tuple(array.shape)
+    if name == "vector":
+        return (*flat.query.shape[:-2], flat.head_size)
     return (flat.query.shape[0], *array.shape[1:])
 
 

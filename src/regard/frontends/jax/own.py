@@ -40,9 +40,7 @@ def transposed(problem: Problem, y: Any) -> Any:
 
 def _weights(problem: Problem) -> tuple[Any, Any]:
     dtype = problem.accumulation_dtype
-    query = problem.query.astype(dtype)
-    key = _repeat(problem.key, problem.extent.heads).astype(dtype)
-    scores = problem.scale * jnp.matmul(query, key.mT, precision="highest")
+    scores = problem.scale * _products(problem, dtype)
     if problem.softcap:
         scores = problem.softcap * jnp.tanh(scores / problem.softcap)
     if problem.bias is not None:
@@ -60,6 +58,19 @@ def _weights(problem: Problem) -> tuple[Any, Any]:
     blind = total == -jnp.inf
     weights = jnp.exp(scores - jnp.where(blind, 0, total)[..., None])
     return weights, total
+
+
+def _products(problem: Problem, dtype: str) -> Any:
+    query = problem.query.astype(dtype)
+    key = _repeat(problem.key, problem.extent.heads).astype(dtype)
+    if problem.vector is None:
+        return jnp.matmul(query, key.mT, precision="highest")
+    joined = query[..., :, None, :] + key[..., None, :, :]
+    if problem.activation == "tanh":
+        joined = jnp.tanh(joined)
+    else:
+        joined = jnp.where(joined > 0, joined, problem.negative_slope * joined)
+    return (joined * problem.vector.astype(dtype)[:, None, None, :]).sum(axis=-1)
 
 
 def _repeat(array: Any, heads: int) -> Any:

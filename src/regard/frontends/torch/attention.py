@@ -46,7 +46,7 @@ def attention(problem: Problem, backend: str | None) -> Tensor:
     elif torch.compiler.is_compiling() or _traced(problem):
         output, _ = ops.attention(problem, backend)
     elif needs_gradient(problem):
-        output, _ = Attention.apply(Call(problem, backend), *_tensors(problem))
+        output, _ = Attention.apply(Call(problem, backend), *native.tensors_of(problem))
     else:
         output, _ = native.forward(problem, backend, want_lse=False)
     return _in_layout(output, problem)
@@ -60,7 +60,7 @@ def attention_lse(problem: Problem, backend: str | None) -> tuple[Tensor, Tensor
     elif torch.compiler.is_compiling() or _traced(problem):
         output, total = ops.attention(problem, backend)
     else:
-        output, total = Attention.apply(Call(problem, backend), *_tensors(problem))
+        output, total = Attention.apply(Call(problem, backend), *native.tensors_of(problem))
     return _in_layout(output, problem), total
 
 
@@ -75,7 +75,7 @@ def attend(
     if _elsewhere(problem, backend) or torch.compiler.is_compiling() or _traced(problem):
         return attention(problem, backend), None
     if needs_gradient(problem):
-        output, total = Attention.apply(Call(problem, backend), *_tensors(problem))
+        output, total = Attention.apply(Call(problem, backend), *native.tensors_of(problem))
         if fields:
             dispatch.read_out(problem, None, total, fields, backend)
     else:
@@ -90,7 +90,9 @@ def lse(problem: Problem, backend: str | None) -> Tensor:
         return own.log_sum_exp(problem)
     if not torch.compiler.is_compiling() and _traced(problem):
         return ops.attention(problem.replace(value=problem.key[..., :0]), backend)[1]
-    total: Tensor = untraced(Attention.apply)(Call(problem, backend), *_tensors(problem))[1]
+    total: Tensor = untraced(Attention.apply)(Call(problem, backend), *native.tensors_of(problem))[
+        1
+    ]
     return total
 
 
@@ -100,8 +102,8 @@ def transposed(problem: Problem, y: Tensor, backend: str | None) -> Tensor:
     if _elsewhere(problem, backend):
         return own.transposed(problem, y)
     _refuse_trace("w.mT @ y", problem)
-    tensors = (problem.query, problem.key, problem.bias, problem.sinks)
-    result: Tensor = untraced(Transposed.apply)(problem, backend, y, *tensors)
+    tensors = native.tensors_of(problem.replace(value=y))
+    result: Tensor = untraced(Transposed.apply)(problem, backend, *tensors)
     return result
 
 
@@ -156,7 +158,7 @@ def host(problem: Problem, backend: str | None) -> tuple[Problem, str | None]:
     _refuse_trace("a read-out", problem)
     moved = {
         name: None if array is None else array.detach().cpu()
-        for name, array in zip(_NAMES, _tensors(problem), strict=True)
+        for name, array in zip(native.ARRAYS, native.tensors_of(problem), strict=True)
     }
     return native.settled(problem.replace(**moved)), None if backend == "torch" else backend
 
@@ -177,13 +179,6 @@ def plan(problem: Problem, backend: str | None) -> dispatch.Plan:
         "memory": "PyTorch's choice" if own.fused(problem) else ("quadratic in length"),
     }
     return dispatch.Plan("torch", f"PyTorch's own {how}: no kernels of ours for {device}", details)
-
-
-_NAMES = ("query", "key", "value", "bias", "sinks")
-
-
-def _tensors(problem: Problem) -> tuple[Tensor | None, ...]:
-    return tuple(getattr(problem, name) for name in _NAMES)
 
 
 def _elsewhere(problem: Problem, backend: str | None) -> bool:

@@ -36,7 +36,7 @@ def needs_gradient(problem: Problem) -> bool:
         return True
     if not torch.is_grad_enabled():
         return False
-    arrays = (problem.query, problem.key, problem.value, problem.bias, problem.sinks)
+    arrays = native.tensors_of(problem)
     return any(array is not None and array.requires_grad for array in arrays)
 
 
@@ -50,7 +50,7 @@ class Call:
         self.mask, self._problem, self._backend = problem.mask, _without_tensors(problem), backend
 
     def problem(self, tensors: Sequence[Tensor | None]) -> Problem:
-        """The problem with query, key, value, bias and sinks."""
+        """The problem with its tensors (native.ARRAYS)."""
         return _with_tensors(self._problem, tensors)
 
     def forward(self, *tensors: Tensor | None) -> tuple[Tensor | None, Tensor]:
@@ -71,7 +71,7 @@ class Call:
         d_lse: Tensor | None,
         wanted: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key, value, bias and sinks; None for those not in `wanted`."""
+        """Gradients of all tensors; None for those not in `wanted`."""
         problem = self.problem(tensors)
         if problem.value is None:  # the log-sum-exp alone: as if values of size 0 had been there
             value = problem.key.new_zeros((*problem.key.shape[:-1], 0))
@@ -100,7 +100,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         """Gradients of all tensors, in one sweep."""
-        output, lse, *tensors = ctx.saved_tensors[:7]
+        output, lse, *tensors = ctx.saved_tensors[: 2 + len(native.ARRAYS)]
         call = ctx.call
         if torch.is_grad_enabled():
             return None, *_again(call.problem(tensors), tensors, d_output, d_lse)
@@ -110,40 +110,41 @@ class Attention(torch.autograd.Function):
 
 
 class Transposed(torch.autograd.Function):
-    """weightsᵀ y, (B, H, Lk, C)."""
+    """weightsᵀ y, (B, H, Lk, C); y stands in the place of the value."""
 
     @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, backend: str | None, y: Tensor, *tensors: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, problem: Problem, backend: str | None, *tensors: Tensor | None) -> Tensor:
         """As the values' gradient where the output's gradient is y."""
         lse = native.log_sum_exp(problem, backend)
         ctx.problem, ctx.backend = _without_tensors(problem), backend
-        ctx.save_for_backward(lse, y, *tensors, *_of_mask(problem.mask))
+        ctx.save_for_backward(lse, *tensors, *_of_mask(problem.mask))
+        y = tensors[_VALUE]
+        assert y is not None
         *lead, _, size = y.shape
         values = y.new_zeros((*lead, problem.extent.keys, size))
-        (result,) = native.backward(
+        found = native.backward(
             problem.replace(value=values), None, lse, y, None, _ONLY_VALUE, backend
-        )[2:3]
+        )
+        result = found[_VALUE]
         assert result is not None
         return result
 
     @staticmethod
     def backward(ctx: Any, d_result: Tensor) -> tuple[Any, ...]:
-        """Gradients of y and of all tensors."""
-        lse, y, *tensors = ctx.saved_tensors[:6]
-        problem = _with_tensors(ctx.problem, tensors)
+        """Gradients of all tensors."""
+        lse, *tensors = ctx.saved_tensors[: 1 + len(native.ARRAYS)]
+        problem, y = _with_tensors(ctx.problem, tensors), tensors[_VALUE]
         if torch.is_grad_enabled():
             result = own.transposed(problem, y)
-            return None, None, *_gradients([result], [y, *tensors], [d_result])
+            return None, None, *_gradients([result], tensors, [d_result])
         lse = lse.contiguous()  # hooks on saved tensors may have moved it
         problem = problem.replace(value=d_result, layout="BHLD")
         d_y = native.forward(problem, ctx.backend, want_lse=False)[0]
-        wanted = tuple(ctx.needs_input_grad[3:])
-        d_query, d_key, _, d_bias, d_sinks = native.backward(
-            problem, d_y, lse, y, None, (*wanted[:2], False, *wanted[2:]), ctx.backend
-        )
-        return None, None, d_y, d_query, d_key, d_bias, d_sinks
+        wanted = list(ctx.needs_input_grad[2:])
+        wanted[_VALUE] = False
+        found = list(native.backward(problem, d_y, lse, y, None, tuple(wanted), ctx.backend))
+        found[_VALUE] = d_y
+        return None, None, *found
 
 
 def _again(
@@ -175,7 +176,8 @@ def _gradients(
     )
 
 
-_ONLY_VALUE = (False, False, True, False, False)
+_VALUE = native.ARRAYS.index("value")
+_ONLY_VALUE = tuple(name == "value" for name in native.ARRAYS)
 
 
 def _of_mask(mask: Mask | None) -> tuple[Tensor, ...]:
@@ -186,11 +188,8 @@ def _of_mask(mask: Mask | None) -> tuple[Tensor, ...]:
 
 def _without_tensors(problem: Problem) -> Problem:
     """What may be kept on the context: tensors that autograd tracks belong in saved_tensors."""
-    return problem.replace(query=None, key=None, value=None, bias=None, sinks=None)
+    return problem.replace(**dict.fromkeys(native.ARRAYS))
 
 
 def _with_tensors(problem: Problem, tensors: Sequence[Tensor | None]) -> Problem:
-    names: tuple[str, ...] = ("query", "key", "value", "bias", "sinks")
-    if len(tensors) == 4:
-        names = ("query", "key", "bias", "sinks")
-    return problem.replace(**dict(zip(names, tensors, strict=True)))
+    return problem.replace(**dict(zip(native.ARRAYS, tensors, strict=True)))

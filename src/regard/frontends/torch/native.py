@@ -12,6 +12,7 @@ from regard import dispatch
 from regard.problem import Problem
 
 __all__ = [
+    "ARRAYS",
     "backward",
     "empty_gradient",
     "empty_gradients",
@@ -22,6 +23,7 @@ __all__ = [
     "log_sum_exp",
     "plain_lse",
     "settled",
+    "tensors_of",
 ]
 
 
@@ -67,11 +69,11 @@ def backward(
     wanted: tuple[bool, ...],
     backend: str | None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of query, key, value, bias and sinks; None for those not in `wanted`.
+    """Gradients of the ARRAYS of a problem; None for those not in `wanted`.
 
-    output None: it is not needed, since neither query nor key nor sinks want a gradient.
+    output None: it is not needed, since the value alone wants a gradient.
     """
-    arrays = (problem.query, problem.key, problem.value, problem.bias, problem.sinks)
+    arrays = tensors_of(problem)
     gradients = empty_gradients(arrays, wanted, lse)
     named = zip(_GRADIENTS, gradients, strict=True)
     written = {name: array for name, array in named if array is not None}
@@ -79,7 +81,15 @@ def backward(
     return in_types_of(arrays, gradients)
 
 
-_GRADIENTS = ("d_query", "d_key", "d_value", "d_bias", "d_sinks")
+# What may want a gradient, in the order in which autograd is told of it.
+ARRAYS = ("query", "key", "value", "bias", "sinks", "vector")
+
+_GRADIENTS = tuple(f"d_{name}" for name in ARRAYS)
+
+
+def tensors_of(problem: Problem) -> tuple[Tensor | None, ...]:
+    """The ARRAYS of a problem."""
+    return tuple(getattr(problem, name) for name in ARRAYS)
 
 
 def empty_gradients(
@@ -87,7 +97,8 @@ def empty_gradients(
 ) -> list[Tensor | None]:
     """What the kernels write the gradients into that are wanted, of arrays that are there.
 
-    Those of bias and sinks are sums over many rows: they are held in the type of lse.
+    Those of bias, sinks and vector are sums over many rows: they are held in the type of lse. That
+    of the vector is (*batch, H, D), for `in_types_of` to sum up.
     """
     d_query, d_key, d_value = (
         empty_gradient(array) if want and array is not None else None
@@ -95,9 +106,12 @@ def empty_gradients(
     )
     d_bias, d_sinks = (
         lse.new_empty(array.shape) if want and array is not None else None
-        for array, want in zip(arrays[3:], wanted[3:], strict=True)
+        for array, want in zip(arrays[3:5], wanted[3:5], strict=True)
     )
-    return [d_query, d_key, d_value, d_bias, d_sinks]
+    d_vector = None
+    if wanted[5] and arrays[5] is not None:
+        d_vector = lse.new_empty((*lse.shape[:-1], arrays[5].shape[-1]))
+    return [d_query, d_key, d_value, d_bias, d_sinks, d_vector]
 
 
 def empty_gradient(array: Tensor) -> Tensor:
@@ -113,9 +127,11 @@ def empty_gradient(array: Tensor) -> Tensor:
 def in_types_of(
     arrays: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients, those of bias and sinks in the types of bias and sinks."""
+    """The gradients; those of bias, sinks and vector in the shapes and types of these."""
     last = (
-        None if array is None or gradient is None else gradient.to(array.dtype)
+        None
+        if array is None or gradient is None
+        else gradient.sum_to_size(array.shape).to(array.dtype)
         for array, gradient in zip(arrays[3:], gradients[3:], strict=True)
     )
     return (*gradients[:3], *last)

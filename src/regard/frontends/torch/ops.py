@@ -46,6 +46,9 @@ def _(tensors: list[Tensor], specification: str, backend: str) -> tuple[Tensor, 
     return problem.query.new_empty(shape).swapaxes(-3, -2), lse
 
 
+_ALL = (True,) * len(native.ARRAYS)
+
+
 @torch.library.custom_op("regard::attention_backward", mutates_args=())
 def _backward(
     tensors: list[Tensor],
@@ -57,7 +60,7 @@ def _backward(
     d_lse: Tensor,
 ) -> list[Tensor]:
     problem = Problem.rebuild(specification, tuple(tensors))
-    gradients = native.backward(problem, output, lse, d_output, d_lse, (True,) * 5, backend or None)
+    gradients = native.backward(problem, output, lse, d_output, d_lse, _ALL, backend or None)
     return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -72,8 +75,9 @@ def _(
     d_lse: Tensor,
 ) -> list[Tensor]:
     problem = Problem.rebuild(specification, tuple(tensors))
-    made = [native.empty_gradient(a) for a in (problem.query, problem.key, problem.value)]
-    return [*made, *(a.new_empty(a.shape) for a in (problem.bias, problem.sinks) if a is not None)]
+    query, key, value, *others = native.tensors_of(problem)
+    made = [native.empty_gradient(array) for array in (query, key, value)]
+    return [*made, *(array.new_empty(array.shape) for array in others if array is not None)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

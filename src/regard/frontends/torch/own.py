@@ -19,6 +19,7 @@ __all__ = ["attention_lse", "fused", "log_sum_exp", "output", "transposed"]
 def fused(problem: Problem) -> bool:
     """Whether scaled_dot_product_attention can compute the output."""
     plain = problem.bias is None and problem.sinks is None and not problem.softcap
+    plain = plain and problem.vector is None
     return plain and problem.value_heads == problem.key_heads
 
 
@@ -67,8 +68,7 @@ def _refuse_dropout(problem: Problem) -> None:
 
 def _weights(problem: Problem) -> tuple[Tensor, Tensor]:
     dtype = getattr(torch, problem.accumulation_dtype)
-    query, key = problem.query.to(dtype), _repeat(problem.key, problem.extent.heads).to(dtype)
-    scores = problem.scale * (query @ key.mT)
+    scores = problem.scale * _products(problem, dtype)
     if problem.softcap:
         scores = problem.softcap * torch.tanh(scores / problem.softcap)
     if problem.bias is not None:
@@ -86,6 +86,20 @@ def _weights(problem: Problem) -> tuple[Tensor, Tensor]:
     blind = total == -torch.inf
     weights = torch.exp(scores - total.masked_fill(blind, 0)[..., None])
     return weights, total
+
+
+def _products(problem: Problem, dtype: torch.dtype) -> Tensor:
+    query, key = problem.query.to(dtype), _repeat(problem.key, problem.extent.heads).to(dtype)
+    if problem.vector is None:
+        products: Tensor = query @ key.mT
+        return products
+    joined = query[..., :, None, :] + key[..., None, :, :]
+    if problem.activation == "tanh":
+        joined = torch.tanh(joined)
+    else:
+        joined = functional.leaky_relu(joined, problem.negative_slope)
+    summed: Tensor = (joined @ problem.vector.to(dtype)[:, None, :, None])[..., 0]
+    return summed
 
 
 def _seen(problem: Problem) -> Tensor | None:

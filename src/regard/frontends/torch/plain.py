@@ -91,7 +91,7 @@ class Repeated:
         if not self.heads_first:
             query, key, value = (x.swapaxes(-3, -2) for x in (query, key, value))
         call = _Call(self, mask, seen, alive)
-        result: Tensor = Attention.apply(call, query, key, value, bias, None)[0]
+        result: Tensor = Attention.apply(call, query, key, value, bias, None, None)[0]
         return result if self.heads_first else result.swapaxes(-3, -2)
 
     def new_output(self, query: Tensor) -> Tensor:
@@ -126,13 +126,13 @@ class _Call:
         self._repeated, self._seen, self._alive = repeated, seen, alive
 
     def problem(self, tensors: Sequence[Tensor | None]) -> Problem:
-        query, key, value, bias, _ = tensors
+        query, key, value, bias, *_ = tensors
         return self._repeated.problem.replace(
             query=query, key=key, value=value, bias=bias, mask=self.mask
         )
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, _: None
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *_: None
     ) -> tuple[Tensor, Tensor]:
         call = self._repeated
         shape, dtype = call.lse
@@ -151,8 +151,8 @@ class _Call:
     ) -> tuple[Tensor | None, ...]:
         gradients = native.empty_gradients(tensors, wanted, lse)
         d_output = torch.zeros_like(output) if d_output is None else d_output
-        query, key, value, bias, _ = tensors
-        d_query, d_key, d_value, d_bias, _ = gradients
+        query, key, value, bias, *_ = tensors
+        d_query, d_key, d_value, d_bias, *_ = gradients
         self._repeated.prepared.backward(
             (query, key, value, bias),
             self._seen,
