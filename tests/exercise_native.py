@@ -49,10 +49,14 @@ def main() -> None:
                 wide = np.float64 if dtype is np.float64 else np.float32
                 bias = rng.standard_normal((h, 1, lk)).astype(wide)
                 sinks = rng.standard_normal(h).astype(wide)
+                vector = rng.standard_normal((h, d)).astype(wide)
                 for mask in masks(b, h, lq, lk, rng):
                     run(make(q, key, v, mask=mask, bias=bias, sinks=sinks, softcap=3.0))
                     run(make(q, key, v, mask=mask, dropout_p=0.2, dropout_seed=1))
-                    calls += 2
+                    for activation in ("tanh", "leaky_relu"):
+                        score = regard.Additive(None, None, vector, activation)
+                        run(make(q, key, v, mask=mask, score=score))
+                    calls += 4
     print(calls, "calls")
 
 
@@ -82,6 +86,8 @@ def run(problem) -> None:
     if problem.bias is not None:
         wanted["d_bias"] = np.empty(problem.bias.shape, lse.dtype)
         wanted["d_sinks"] = np.empty(problem.sinks.shape, lse.dtype)
+    if problem.vector is not None:
+        wanted["d_vector"] = np.empty((*problem.query.shape[:2], problem.head_size), lse.dtype)
     native.backward(problem, output, lse, np.ones_like(output), np.ones_like(lse), **wanted)
 
 

@@ -10,8 +10,9 @@ import torch
 
 import regard
 from problems import arrays
-from regard import errors
+from regard import Additive, Bilinear, errors
 
+A = np.ones(8, np.float32)
 Q, K, V = arrays(np.random.default_rng(0), (2, 4, 2, 5, 7, 8, 6))
 
 REFUSED = {
@@ -28,7 +29,57 @@ REFUSED = {
     "head sizes": (
         lambda: regard.weights(Q, K[..., :5]),
         errors.ShapeError,
-        r"query \(2, 4, 5, 8\), key \(2, 2, 7, 5\).*8 is not 5.*project",
+        r"query \(2, 4, 5, 8\), key \(2, 2, 7, 5\).*8 is not 5.*Bilinear\(W\).*\(8, 5\).*project",
+    ),
+    "score": (
+        lambda: regard.attention(Q, K, V, score="cosine"),
+        errors.OptionError,
+        r"score='cosine'.*\"dot\", regard.Bilinear\(W\) or regard.Additive",
+    ),
+    "bilinear weight": (
+        lambda: regard.attention(Q, K[..., :5], V, score=Bilinear(np.ones((5, 8), "f4"))),
+        errors.ShapeError,
+        r"W \(5, 8\), query \(2, 4, 5, 8\).*W \(8, 5\), or \(H, 8, 5\) with H = 4",
+    ),
+    "additive weight": (
+        lambda: regard.weights(Q, K, score=Additive(None, np.ones((4, 8, 8), "f4"), A)),
+        errors.ShapeError,
+        r"Wk \(4, 8, 8\), key \(2, 2, 7, 8\).*Wk \(8, 8\), or \(K, 8, 8\) with K = 2",
+    ),
+    "additive without a projection": (
+        lambda: regard.scores(Q, K[..., :5], score=Additive(None, None, A)),
+        errors.ShapeError,
+        r"key \(2, 2, 7, 5\) without Wk, v \(8,\).*v's size, 8.*pass a Wk of \(5, 8\)",
+    ),
+    "vector": (
+        lambda: regard.attention(Q, K, V, score=Additive(None, None, np.ones((3, 8), "f4"))),
+        errors.ShapeError,
+        r"v \(3, 8\).*\(A,\), or \(H, A\) with H = 4",
+    ),
+    "type of a weight": (
+        lambda: regard.attention(Q, K, V, score=Bilinear(np.ones((8, 8)))),
+        errors.DtypeError,
+        "W of type float64, query of type float32.*one element type",
+    ),
+    "type of the vector": (
+        lambda: regard.attention(Q, K, V, score=Additive(None, None, A.astype("f8"))),
+        errors.DtypeError,
+        "v of type float64, query of type float32",
+    ),
+    "framework of a weight": (
+        lambda: regard.plan(Q, K, V, score=Bilinear(torch.ones(8, 8))),
+        errors.ArrayTypeError,
+        "different frameworks: value from numpy, W from torch",
+    ),
+    "activation": (
+        lambda: Additive(None, None, A, "relu"),
+        errors.OptionError,
+        "activation='relu'.*tanh.*leaky_relu",
+    ),
+    "negative slope": (
+        lambda: Additive(None, None, A, "leaky_relu", negative_slope=-1),
+        errors.OptionError,
+        "negative_slope=-1.*0 or more",
     ),
     "batch": (lambda: regard.attention(Q, K[:1], V), errors.ShapeError, "same batch.*expand"),
     "groups": (

@@ -1,16 +1,28 @@
-"""The read-outs name what models are known to do: examples, run."""
+"""Examples, run: sizes that differ; read-outs that name what models are known to do."""
 
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def test_a_query_of_size_10_meets_keys_of_size_7(capsys):
+    names = runpy.run_path(str(EXAMPLES / "sizes.py"))
+    said = capsys.readouterr().out
+    assert "pass score=regard.Bilinear(W) with a W of (10, 7)" in said
+    assert said.count("weights") == said.count("output") == len(names["scores"]) == 3
+    exact = (names["query"] @ names["W"] @ names["keys"].swapaxes(1, 2))[0, 0]
+    weights = np.exp(exact) / np.exp(exact).sum()
+    assert str(weights.round(2)) in said and str((weights @ names["values"][0]).round(2)) in said
 
 
 def run(name):
+    torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
-    return runpy.run_path(str(Path(__file__).parent.parent / "examples" / name))
+    return runpy.run_path(str(EXAMPLES / name))
 
 
 @pytest.mark.slow

@@ -75,9 +75,9 @@ def _(
     d_lse: Tensor,
 ) -> list[Tensor]:
     problem = Problem.rebuild(specification, tuple(tensors))
-    query, key, value, *others = native.tensors_of(problem)
-    made = [native.empty_gradient(array) for array in (query, key, value)]
-    return [*made, *(array.new_empty(array.shape) for array in others if array is not None)]
+    *_, bias, sinks, vector = native.tensors_of(problem)
+    made = [native.empty_gradient(a) for a in (problem.query, problem.key, problem.value)]
+    return [*made, *(array.new_empty(array.shape) for array in (bias, sinks, vector) if array is not None)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
