@@ -13,7 +13,7 @@ import typer
 
 import regard
 from regard.cli.sources import INTERRUPTED
-from regard.errors import RegardError
+from regard.errors import OptionError, RegardError
 
 __all__ = ["app", "run"]
 
@@ -84,7 +84,7 @@ def _root(
 @app.command()
 def explain(
     text: Annotated[
-        str,
+        list[str],
         typer.Argument(
             metavar="TEXT_OR_FILE", help="A text, a text file, a picture, or - for stdin."
         ),
@@ -116,15 +116,34 @@ def explain(
         Path | None,
         typer.Option(metavar="FILE", help="Write the recording, for regard view, heads and diff."),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Explain an answer of this model, by: regard explain TASK TEXT."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="With --checkpoint: a text in the answer's place."),
+    ] = None,
 ) -> None:
     """Show what a model attends to in a text or a picture.
 
     Which heads follow a pattern, and what each word attends to most; of a picture, which patches.
+    With --checkpoint, what a model that regard train made attended to for its answer.
     Nothing is downloaded.
     """
     from regard.cli.explain import Request, explain
 
-    explain(Request(text, model, html, as_json, layer, head, top, words, part, save))
+    if checkpoint is not None:
+        from regard.cli.tasks import explain_answer
+
+        explain_answer(text, checkpoint, target, html, as_json)
+        return
+    if len(text) > 1 or target is not None:
+        given = "--target without --checkpoint" if target is not None else f"{len(text)} texts"
+        raise OptionError(given, "one text, in quotes; or TASK TEXT --checkpoint DIR")
+    explain(Request(text[0], model, html, as_json, layer, head, top, words, part, save))
 
 
 @app.command()
@@ -173,6 +192,38 @@ def diff(
     from regard.cli.files import diff
 
     diff(one, other, top, as_json, html)
+
+
+# What follows the name of a task are options of that task, which its own settings say.
+_OF_TASKS: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
+_Task = Annotated[str, typer.Argument(metavar="TASK", help="translation or pronunciation.")]
+
+
+@app.command(**_OF_TASKS)
+def train(context: typer.Context, task: _Task = "") -> None:
+    """Train a model for a task: regard train TASK --help shows its settings."""
+    from regard.cli.tasks import train
+
+    train(task, context.args)
+
+
+@app.command(**_OF_TASKS)
+def evaluate(context: typer.Context, task: _Task = "") -> None:
+    """Measure a trained model: regard evaluate TASK --help."""
+    from regard.cli.tasks import evaluate
+
+    evaluate(task, context.args)
+
+
+@app.command(**_OF_TASKS)
+def predict(context: typer.Context, task: _Task = "") -> None:
+    """Let a trained model answer: regard predict TASK --help."""
+    from regard.cli.tasks import predict
+
+    predict(task, context.args)
 
 
 @app.command()
