@@ -36,7 +36,7 @@ def train(name: str, arguments: Sequence[str]) -> None:
     def command(
         output: Annotated[Path, typer.Option(metavar="DIR", help="Where the run is kept.")],
         resume: Annotated[
-            bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
+            bool, typer.Option("--resume", help="Go on from the run's last checkpoint, if any.")
         ] = False,
         **given: Any,
     ) -> None:

@@ -148,7 +148,7 @@ def chosen(
     layers, heads = weights[0].shape[:2]
     choices = []
     for layer in range(layers):
-        for head in [None, *range(heads)] if heads > 1 else [None]:
+        for head in [*range(heads), None] if heads > 1 else [None]:
             for shifted in (False, True):
                 choice = Choice(layer, head, shifted)
                 found = [links(picked(one, choice)) for one in weights]

@@ -54,23 +54,26 @@ def start(
     """Train a task in a folder, from the beginning or from where a run was stopped.
 
     given: settings that differ from the defaults; when resuming, from the run's.
+    resume: go on from the last whole checkpoint, if there is a checkpoint.
     command: how it was called, for the report. tell: what to do with lines about what happens.
 
     Raises: OptionError, FileFormatError.
     """
     whole, broken = checkpoints.newest(folder / "checkpoints")
     _say(broken, tell)
-    if resume:
-        last = whole[0] if whole else _open(folder)
+    if not resume and (whole or broken):
+        raise OptionError(
+            f"{folder} holds a run already", "an empty folder", "name another, or add --resume"
+        )
+    if broken and not whole:
+        raise broken[0]
+    last = whole[0] if whole else None
+    if last is None:
+        task = task_type(from_dict(task_type.settings_type, given))
+    else:
         _check_task(last, task_type.name)
         task = task_type(continued(last, given, task_type), last.assets())
         tell(f"Going on from step {last.step}, {last.path}")
-    else:
-        if whole or broken:
-            raise OptionError(
-                f"{folder} holds a run already", "an empty folder", "name another, or add --resume"
-            )
-        last, task = None, task_type(from_dict(task_type.settings_type, given))
     folder.mkdir(parents=True, exist_ok=True)
     about = {"command": list(command), "regard": __version__, "task": task_type.name}
     _write(folder / "training.json", {**about, "settings": as_dict(task.settings), **machine()})
