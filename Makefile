@@ -5,6 +5,7 @@
 # make benchmarks  everything that the README says was measured
 # make docs   the documentation of every public name, in build/docs
 # make pictures  the pictures of the page in the README
+# make results  train and measure the tasks' models (hours; goes on where it was), docs/results.md
 # make wheel  a wheel in dist/
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 FOLDERS := $(shell find src/regard -type d -not -name '__pycache__' -not -name '_native')
 NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test test-slow check format bench benchmarks docs pictures wheel clean
+.PHONY: demo test test-slow check format bench benchmarks docs pictures results wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/regard explain examples/tides.txt --html attention.html
@@ -49,6 +50,10 @@ docs: $(INSTALLED)
 
 pictures: $(INSTALLED)
 	$(BIN)/python docs/pictures.py
+
+results: $(INSTALLED)
+	REGARD=$(BIN)/regard sh results/run.sh
+	$(BIN)/python docs/results.py
 
 wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --no-deps -w dist .

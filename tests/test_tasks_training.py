@@ -193,7 +193,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_the_report_says_how_to_get_the_figures_again(uninterrupted):
-    trained = runs.load(uninterrupted[1], "translation")
+    trained = runs.load(uninterrupted[1], Translation)
     command = ["regard", "evaluate"]
     found = json.loads(json.dumps(runs.report(trained, "validation", SequenceUse(), command)))
     assert found["command"] == command

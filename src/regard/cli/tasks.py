@@ -74,7 +74,7 @@ def evaluate(name: str, arguments: Sequence[str]) -> None:
         if report is not None:
             sources.check_output(report, "")
         use = _use(task, given)
-        trained = _trained(checkpoint, name)
+        trained = _trained(checkpoint, task)
         found = runs.report(trained, split, use, ["regard", "evaluate", name, *arguments])
         if report is not None:
             with sources.writing(report):
@@ -106,7 +106,7 @@ def predict(name: str, arguments: Sequence[str]) -> None:
         if output is not None:
             sources.check_output(output, "" if input is None else str(input))
         use = _use(task, given)
-        trained = _trained(checkpoint, name)
+        trained = _trained(checkpoint, task)
         lines = iter(texts) if texts else _lines(input)
         answers = _answers(trained, lines, use)
         if output is None:
@@ -130,7 +130,7 @@ def explain_answer(
         sources.check_output(html, rest[0])
     task = _task("explain", name)
     text, _ = sources.source(rest[0])
-    trained = _trained(checkpoint, name)
+    trained = _trained(checkpoint, task)
     found = trained.task.explain(trained.model, text, target, task.use_type())
     if html is not None:
         from regard.viewer import write_page
@@ -198,10 +198,10 @@ def _use(task: "type[Task[Any]]", given: dict[str, Any]) -> Any:
     return from_dict(task.use_type, {k: v for k, v in given.items() if v is not None})
 
 
-def _trained(checkpoint: Path, name: str) -> "Trained":
+def _trained(checkpoint: Path, task: "type[Task[Any]]") -> "Trained":
     from regard.tasks import runs
 
-    trained = runs.load(checkpoint, name)
+    trained = runs.load(checkpoint, task)
     for note in trained.notes:
         _tell(note)
     return trained

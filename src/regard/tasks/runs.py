@@ -78,16 +78,16 @@ def start(
     about = {"command": list(command), "regard": __version__, "task": task_type.name}
     _write(folder / "training.json", {**about, "settings": as_dict(task.settings), **machine()})
     train(task, folder, last, progress=os.isatty(2))
-    trained = load(folder)
+    trained = load(folder, task_type)
     task.calibration = trained.task.calibration = task.calibrate(trained.model)
     _write(folder / "calibration.json", task.calibration)
     return trained
 
 
-def load(path: Path, name: str | None = None) -> Trained:
+def load(path: Path, task_type: type[Task[Any]] | None = None) -> Trained:
     """The model of a run's best checkpoint, or of a checkpoint.
 
-    name: the task that it must be of.
+    task_type: the task that it must be of; left out, whichever of `TASKS` it is of.
 
     Raises: FileFormatError for what is no run or is broken, OptionError for another task.
     """
@@ -97,8 +97,8 @@ def load(path: Path, name: str | None = None) -> Trained:
         _say(checkpoints.newest(path / "checkpoints")[1], notes.append)
     chosen = best(path) if inside else _open(path)
     folder = path if inside else path.resolve().parent.parent
-    _check_task(chosen, name)
-    task_type = find(chosen.about["task"])
+    task_type = task_type or find(chosen.about["task"])
+    _check_task(chosen, task_type.name)
     task = task_type(from_dict(task_type.settings_type, chosen.about["settings"]), chosen.assets())
     calibration = folder / "calibration.json"
     if calibration.is_file():
@@ -155,8 +155,8 @@ def _open(path: Path) -> Checkpoint:
     return Checkpoint.open(path)
 
 
-def _check_task(checkpoint: Checkpoint, name: str | None) -> None:
-    if name is not None and checkpoint.about["task"] != name:
+def _check_task(checkpoint: Checkpoint, name: str) -> None:
+    if checkpoint.about["task"] != name:
         raise OptionError(f"{checkpoint.path} is of the task {checkpoint.about['task']}", name)
 
 
