@@ -7,7 +7,7 @@ head and row agree best with a lexicon counted in the training data is chosen on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.floating[Any]]
 
-_PIECES = 2000  # of the pairs that a choice is made on, in batches of so many
+_PIECES = 2000  # of a batch
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,10 @@ def attended(model: nn.Module, examples: Sequence[Example]) -> list[Floats]:
 
     Raises: ModelError for a model without attention to its source.
     """
+    return [one for batch in _batched(examples) for one in _attended(model, batch)]
+
+
+def _attended(model: nn.Module, examples: Sequence[Example]) -> list[Floats]:
     device = next(model.parameters()).device
     batch = [part.to(device) for part in collate(examples)]
     _, operators = model(batch[0], batch[1], batch[2][:, :-1], return_weights=True)
@@ -144,7 +148,7 @@ def chosen(
     """The choice that agrees best with a lexicon of the training data; and all of them."""
     forwards, backwards = (Lexicon(side) for side in (training, [_turned(e) for e in training]))
     truth = intersection(validation, forwards, backwards)
-    weights = [one for batch in _batched(validation) for one in attended(model, batch)]
+    weights = attended(model, validation)
     layers, heads = weights[0].shape[:2]
     choices = []
     for layer in range(layers):
@@ -265,6 +269,7 @@ def _turned(example: Example) -> Example:
     return Example(example.target, example.source)
 
 
-def _batched(examples: Sequence[Example]) -> Iterable[Sequence[Example]]:
-    size = max(1, _PIECES // max(max(map(len, example)) for example in examples))
+def _batched(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    longest = max((len(side) for example in examples for side in example), default=1)
+    size = max(1, _PIECES // longest)
     return (examples[start : start + size] for start in range(0, len(examples), size))

@@ -100,13 +100,12 @@ class Pronunciation(SequenceTask[PronunciationSettings]):
         """How often the letter of the largest weight does not lie before that of the last sound."""
         if self.settings.model == "rnn-without-attention":
             return None
-        examples = sorted(self.examples(split), key=lambda one: len(one.source))
+        examples = self.examples(split)
         steps, forwards, whole = 0, 0, 0
-        for start in range(0, len(examples), 256):
-            for weights in attended(model, examples[start : start + 256]):
-                moves = np.diff(picked(weights, self.choice).argmax(-1))
-                steps, forwards = steps + len(moves), forwards + int((moves >= 0).sum())
-                whole += bool((moves >= 0).all())
+        for weights in attended(model, examples):
+            moves = np.diff(picked(weights, self.choice).argmax(-1))
+            steps, forwards = steps + len(moves), forwards + int((moves >= 0).sum())
+            whole += bool((moves >= 0).all())
         return {
             "chosen": str(self.choice),
             "monotonic_steps": round(forwards / max(steps, 1), 4),

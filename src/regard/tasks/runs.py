@@ -166,6 +166,6 @@ def _say(broken: Sequence[FileFormatError], tell: Any) -> None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
     draft.replace(path)

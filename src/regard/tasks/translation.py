@@ -107,7 +107,7 @@ class Translation(SequenceTask[TranslationSettings]):
             return None
         examples = self.examples(split)
         truth = intersection(examples, *self._lexicons())
-        found = [links(picked(attended(model, [one])[0], self.choice)) for one in examples]
+        found = [links(picked(one, self.choice)) for one in attended(model, examples)]
         counts = Counts.of(found, truth, truth)
         return {"against": "IBM Model 1", "attention": str(self.choice), **counts.figures()}
 
@@ -116,7 +116,7 @@ class Translation(SequenceTask[TranslationSettings]):
         name, gold = linked(self.languages)
         sides = [(self.vocabulary.pieces(g.source), self.vocabulary.pieces(g.target)) for g in gold]
         examples = [Example(source.ids, target.ids) for source, target in sides]
-        weights = [picked(attended(model, [one])[0], self.choice) for one in examples]
+        weights = [picked(one, self.choice) for one in attended(model, examples)]
         counted = intersection(examples, *self._lexicons())
         found = [word_links(one, *side) for one, side in zip(weights, sides, strict=True)]
         words = [
