@@ -30,7 +30,7 @@ __all__ = ["Pronunciation", "PronunciationSettings"]
 
 _DICTIONARY = Published(
     "cmudict/cmudict.dict",
-    "https://raw.githubusercontent.com/cmusphinx/cmudict/master/cmudict.dict",
+    "https://raw.githubusercontent.com/cmusphinx/cmudict/0f8072f814306c5ee4fbf992ed853601b12c01f9/cmudict.dict",
     "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
 )
 _SHARES = {"test": 0.05, "validation": 0.02}

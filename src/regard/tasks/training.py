@@ -51,8 +51,8 @@ class Learner(LightningModule):
         return self.task.batches(False, self.trainer.global_rank, self.trainer.world_size)
 
     def val_dataloader(self) -> Any:
-        """The validation data; each process has its share."""
-        return self.task.batches(True, self.trainer.global_rank, self.trainer.world_size)
+        """The validation data: all of them for each process, so that nothing is left out."""
+        return self.task.batches(True)
 
     def training_step(self, batch: Any, index: int) -> dict[str, Any]:
         """The loss of a batch."""
@@ -65,10 +65,7 @@ class Learner(LightningModule):
     def validation_step(self, batch: Any, index: int) -> None:
         """Its mean over all validation data is logged as validation_loss."""
         loss = self.task.loss(self.model, batch)
-        several = self.trainer.world_size > 1
-        self.log(
-            "validation_loss", loss.plain, prog_bar=True, batch_size=loss.size, sync_dist=several
-        )
+        self.log("validation_loss", loss.plain, prog_bar=True, batch_size=loss.size)
 
     def configure_optimizers(self) -> Any:
         """AdamW; the rate rises for `warmup` steps and then falls as 1/√step."""
