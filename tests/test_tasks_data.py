@@ -154,6 +154,13 @@ def test_pieces_know_their_words():
             assert "".join(own).replace("▁", "") == word
 
 
+def test_a_space_on_its_own_belongs_to_the_word_after_it():
+    texts = [text for pair in sentences(50) for text in pair]
+    pieces = Vocabulary.learned(texts, 60).pieces("A (dog.")
+    assert pieces.texts[1:3] == ["▁", "<unk>"]
+    assert pieces.word_of[:3] == [0, 1, 1]
+
+
 def examples(count: int, seed: int = 0) -> list[Example]:
     draw = np.random.default_rng(seed)
     lengths = draw.integers(1, 30, (count, 2))

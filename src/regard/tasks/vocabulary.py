@@ -96,7 +96,7 @@ class Vocabulary:
             starts.append(starts[-1] + len(word) + 1)
         word_of, at = [], 0
         for _, stop in encoding.offsets:
-            while at + 1 < len(words) and stop > starts[at + 1]:
+            while at + 1 < len(words) and stop >= starts[at + 1]:
                 at += 1
             word_of.append(at)
         return Pieces(encoding.ids, encoding.tokens, word_of, words)
