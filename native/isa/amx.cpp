@@ -23,6 +23,7 @@
 #include "kernel/amx/pack.h"
 #include "kernel/amx/weights.h"
 #include "kernel/amx/forward.h"
+#include "kernel/amx/split_rows.h"
 #include "kernel/amx/gradients.h"
 #include "kernel/amx/backward.h"
 #include "kernel/amx/readouts.h"
@@ -35,14 +36,27 @@ int forward_or_avx512(const regard_problem &p, const regard_array &output, void 
   auto *sums = static_cast<float *>(lse);
   return parts_of(p) == 1 ? Pipeline<1>(p, output, sums).run() : Pipeline<2>(p, output, sums).run();
 }
-int backward_or_avx512(const regard_problem &p, const regard_gradients &gradients) {
-  if (is_additive(p) || !backward_pays(p)) return avx512_kernels.backward(p, gradients);
-  const int status = MatrixBackward(p, gradients).run();
+template <int kParts>
+int matrix_backward(const regard_problem &p, const regard_gradients &gradients) {
+  MatrixBackward<kParts> kernel(p, gradients);
+  const int status = kernel.run();
   if (status != REGARD_OK) return status;
+  if (kernel.spoilt()) return avx512_kernels.backward(p, gradients);
   // Gradients of biases and sinks are left to AVX-512.
   regard_gradients rest = gradients;
   rest.d_query.data = rest.d_key.data = rest.d_value.data = nullptr;
   return avx512_kernels.backward(p, rest);
+}
+int backward_or_avx512(const regard_problem &p, const regard_gradients &gradients) {
+  if (is_additive(p) || !backward_pays(p)) return avx512_kernels.backward(p, gradients);
+  switch (gradient_parts_of(p)) {
+    case 1:
+      return matrix_backward<1>(p, gradients);
+    case 2:
+      return matrix_backward<2>(p, gradients);
+    default:
+      return matrix_backward<3>(p, gradients);
+  }
 }
 int scores_by_avx512(const regard_problem &p, const ScoresRequest &request) {
   return avx512_kernels.scores(p, request);

@@ -9,6 +9,7 @@ namespace REGARD_NAMESPACE {
 template <class T>
 class Backward : public Pieces<T, Backward<T>> {
  public:
+  static constexpr bool kSplit = false;
   static constexpr int kPanelBlocks = 8;
   static constexpr int64_t kPanelRows = kPanelBlocks * kBlock<T>;
 

@@ -21,6 +21,8 @@ struct Piece {
 //   void allocate(Work &, Scratch &) const
 //   kPanelRows, and void panel(Work &, head, first, last, careful) const: for so many queries
 //   of one head at most, writes their gradients and adds to the sums
+//   kSplit: elements are split into parts. Those of something infinite do not add up to it, and
+//   then no row that comes out as NaN is to be trusted.
 template <class T, class Kernel>
 class Pieces {
  public:
@@ -58,10 +60,16 @@ class Pieces {
     return parallel(p_.batch * p_.value_heads * blocks, p_.threads, &Pieces::add_task, this);
   }
 
+  // Whether all is to be done again by another kernel (kSplit).
+  bool spoilt() const { return spoilt_.load(); }
+
  protected:
-  // Whether something hidden may have spoilt a row.
+  // Whether something hidden may have spoilt a row that can be done again by itself.
   bool suspect(const T *row, int64_t n, T factor) const {
-    return (p_.intervals.data || p_.mask.data) && !finite_row(row, n, factor);
+    if (!Kernel::kSplit && !p_.intervals.data && !p_.mask.data) return false;
+    if (finite_row(row, n, factor)) return false;
+    if (Kernel::kSplit) spoilt_.store(true, std::memory_order_relaxed);
+    return !Kernel::kSplit;
   }
 
   void write_query(int64_t b, int64_t h, int64_t i, const T *row, Careful<T> &careful) const {
@@ -253,6 +261,7 @@ class Pieces {
   bool scores_;  // gradients of scores are wanted, not the weights alone
 
  private:
+  mutable std::atomic<bool> spoilt_{false};
   int64_t group_, rows_, chunks_;
   Range *seen_ = nullptr;  // [batch][key head][chunk], if there are several chunks
   T *vectors_ = nullptr;   // sums of gradients of v [batch][head][chunk][padded size], if wanted

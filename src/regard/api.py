@@ -16,7 +16,7 @@ Options that all of them take:
     precision "high" lets a processor with AMX split float32 into two bfloat16, which is faster:
               products are off by about 2⁻¹⁶ of their size (of elements below 2⁻¹¹⁰ by more, and
               those below 2⁻¹²⁶ count as 0), and weights by as much as their scores are. It holds
-              for outputs and log-sum-exps; gradients and other types take no notice, nor do other
+              for outputs, log-sum-exps and gradients; other types take no notice, nor do other
               processors. None: PyTorch's setting torch.set_float32_matmul_precision, "highest"
               unless changed ("medium" counts as "high"); for NumPy "highest"
     backend   None chooses; "native", "reference" or, for tensors, "torch" (PyTorch's own

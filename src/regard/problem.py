@@ -58,7 +58,7 @@ class Problem:
     dropout_p: float  # 0: none
     dropout_seed: Any  # an integer, an array () of one, or None
     layout: str  # how the caller holds its arrays, and wants the output
-    precision: str | None  # "high": the forward's float32 products may be off by about 2⁻¹⁶
+    precision: str | None  # "high": float32 products may be off by about 2⁻¹⁶
 
     @property
     def extent(self) -> Extent:

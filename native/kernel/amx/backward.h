@@ -1,9 +1,9 @@
-// The bfloat16 backward on the matrix unit. Within a piece, panels of queries meet groups of keys.
+// The backward on the matrix unit, for elements that are sums of a few bfloat16. Within a piece,
+// panels of queries meet groups of keys.
 //
-// A panel is up to 16 blocks of 64 rows. Groups of 4 tiles of 32 keys meet 4 blocks of it at a
-// time: first all their scores, weights and gradients of scores, then what these add to the
-// gradients of values, keys and queries. So those sums are deep, and are loaded and stored once a
-// group.
+// A panel is some blocks of 64 rows. Groups of tiles of 32 keys meet some blocks of it at a time:
+// first all their scores, weights and gradients of scores, then what these add to the gradients of
+// values, keys and queries. So those sums are deep, and are loaded and stored once a group.
 #ifndef REGARD_KERNEL_AMX_BACKWARD_H
 #define REGARD_KERNEL_AMX_BACKWARD_H
 
@@ -12,16 +12,36 @@ namespace REGARD_NAMESPACE {
 
 constexpr int64_t kTileKeys = kDepth;
 
-// Fewer queries or keys leave too much of a tile empty.
-inline bool backward_pays(const regard_problem &p) {
-  if (p.dtype != REGARD_BFLOAT16 || !(p.scale > 0)) return false;
-  if (p.batch == 0 || p.heads == 0 || p.head_size == 0 || p.value_size == 0) return false;
-  return p.queries >= kTileRows && p.keys >= kTileRows;
+// How many parts the elements have here; 0: they are not for the matrix unit. Three parts are
+// exactly a float32, and their products no less exact than those of float32.
+inline int gradient_parts_of(const regard_problem &p) {
+  return p.dtype == REGARD_FLOAT32 && p.precision == REGARD_HIGHEST ? 3 : parts_of(p);
 }
 
-class MatrixBackward : public Pieces<float, MatrixBackward> {
+// Fewer queries or keys leave too much of a tile empty, or do not make up for being split. Six
+// products in place of one leave little to gain, which padding to whole tiles must not take away.
+inline bool backward_pays(const regard_problem &p) {
+  const int parts = gradient_parts_of(p);
+  if (parts == 0 || !(p.scale > 0)) return false;
+  if (p.batch == 0 || p.heads == 0 || p.head_size == 0 || p.value_size == 0) return false;
+  const int64_t least = kTileRows * (parts == 1 ? 1 : parts == 2 ? 4 : 8);
+  if (p.queries < least || p.keys < least) return false;
+  const int64_t whole = round_up(p.queries, kDepth) * round_up(p.keys, kDepth);
+  return parts < 3 || 8 * whole <= 9 * p.queries * p.keys;
+}
+
+template <int kParts>
+class MatrixBackward : public Pieces<float, MatrixBackward<kParts>> {
+  using Base = Pieces<float, MatrixBackward>;
+  using Base::g_;
+  using Base::p_;
+  using Base::scores_;
+  using Operands = GradientOperands<kParts>;
+  using Product = TileProduct<kParts, kParts == 1>;
+
   static constexpr int64_t kRows = kBlock<float>;
-  static constexpr int kPanelBlocks = 16, kBlocks = 4, kTiles = 4;
+  static constexpr int kPanelBlocks = kParts == 1 ? 16 : 8;
+  static constexpr int kBlocks = kParts == 1 ? 4 : 1, kTiles = kParts == 1 ? 4 : 2;
   static constexpr int64_t kGroupRows = kBlocks * kRows, kGroupKeys = kTiles * kTileKeys;
 
   // A block of rows of a panel.
@@ -38,16 +58,17 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
   struct Group {
     int64_t base;                  // its first key
     int first, count;              // blocks of the panel
-    uint16_t *weights, *d_scores;  // [tile][32 rows][key][row]
-    uint32_t *d_pairs;             // [block][tile][pair of keys][row]
+    uint16_t *weights, *d_scores;  // [tile][32 rows][part][key][row]
+    uint32_t *d_pairs;             // [block][part][tile][pair of keys][row]
     bool live[kTiles][kBlocks];
 
-    GradientOperands at(int t, int b, int width) const {
-      constexpr int64_t tile = kTileKeys * kGroupRows, block = kTileKeys * kRows;
-      GradientOperands to;
+    Operands at(int t, int b, int width) const {
+      constexpr int64_t tile = kParts * kTileKeys * kGroupRows, block = kParts * kTileKeys * kRows;
+      Operands to;
       to.weights = weights ? weights + t * tile + b * block : nullptr;
       to.d_scores = d_scores ? d_scores + t * tile + b * block : nullptr;
       to.d_pairs = d_pairs ? d_pairs + b * kTiles * block / 2 + t * kTileKeys / 2 * width : nullptr;
+      to.part = kTiles * kTileKeys / 2 * width;
       return to;
     }
   };
@@ -63,74 +84,68 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
     void run() {}
   };
 
-  // Values as keys, gradients of outputs as queries: what packs the ones packs the others.
-  static regard_problem turn(const regard_problem &p, const regard_gradients &g) {
-    regard_problem turned = p;
-    turned.query = g.d_output;
-    std::swap(turned.key, turned.value);
-    std::swap(turned.key_heads, turned.value_heads);
-    std::swap(turned.head_size, turned.value_size);
-    return turned;
-  }
-
  public:
+  static constexpr bool kSplit = kParts > 1;
   static constexpr int64_t kPanelRows = kPanelBlocks * kRows;
 
   struct Work : Piece<float> {
     const MatrixUnit unit;
     int64_t packed_value_head = -1;
-    uint16_t *keys, *turned_keys, *values;  // packed, one tile when it is first seen
+    uint16_t *keys, *turned_keys, *values;  // one tile when it is first seen
     bool *packed_keys, *packed_values;
     Queries blocks[kPanelBlocks];
     int count, width;                        // of the panel: blocks, rows
-    uint16_t *query_pairs, *d_output_pairs;  // of its rows: [pair][element]
+    int64_t rows;                            // for which there is memory
+    uint16_t *query_pairs, *d_output_pairs;  // of its rows: [part][pair][element]
+    uint16_t *split;                         // a block of queries, or of gradients of outputs
     float *staging;
     GradientScores scores;
     Group group;
   };
 
   MatrixBackward(const regard_problem &p, const regard_gradients &g)
-      : Pieces(p, g),
-        turned_(turn(p, g)),
-        shape_(p),
-        turned_shape_(turned_),
-        size_(turned_shape_.width),
-        width_(shape_.width) {}
+      : Base(p, g),
+        keys_(round_up(p.keys, kTileKeys)),
+        depth_(round_up(p.head_size, kDepth)),
+        value_depth_(round_up(p.value_size, kDepth)),
+        size_(round_up(p.head_size, kTileRows)),
+        width_(round_up(p.value_size, kTileRows)) {}
 
   void allocate(Work &s, Scratch &scratch) const {
     const int64_t rows = std::min(kPanelRows, round_up(p_.queries, kRows));
-    const int64_t depth = shape_.depth, turned_depth = turned_shape_.depth;
-    s.keys = scratch.take<uint16_t>(shape_.key_count());
-    s.turned_keys = g_.d_query.data ? scratch.take<uint16_t>(turned_shape_.value_count()) : nullptr;
-    s.values = scores_ ? scratch.take<uint16_t>(turned_shape_.key_count()) : nullptr;
-    s.packed_keys = scratch.take<bool>(shape_.keys / kTileKeys);
-    s.packed_values = scratch.take<bool>(shape_.keys / kTileKeys);
+    s.rows = rows;
+    s.keys = scratch.take<uint16_t>(kParts * keys_ * depth_);
+    s.turned_keys = g_.d_query.data ? scratch.take<uint16_t>(kParts * keys_ * size_) : nullptr;
+    s.values = scores_ ? scratch.take<uint16_t>(kParts * keys_ * value_depth_) : nullptr;
+    s.packed_keys = scratch.take<bool>(keys_ / kTileKeys);
+    s.packed_values = scratch.take<bool>(keys_ / kTileKeys);
+    s.split = scratch.take<uint16_t>(kParts * kRows * std::max(depth_, value_depth_));
     s.staging = scratch.take<float>(kRows * size_);
     for (int i = 0; i < rows / kRows; ++i) {
       Queries &q = s.blocks[i];
       q.sight.allocate(p_, scratch);
-      q.queries = scratch.take<uint16_t>(kRows * depth);
-      q.d_outputs = scores_ ? scratch.take<uint16_t>(kRows * turned_depth) : nullptr;
+      q.queries = scratch.take<uint16_t>(kParts * kRows * depth_);
+      q.d_outputs = scores_ ? scratch.take<uint16_t>(kParts * kRows * value_depth_) : nullptr;
       q.d_query = g_.d_query.data ? scratch.take<float>(kRows * size_) : nullptr;
     }
-    s.query_pairs = g_.d_key.data ? scratch.take<uint16_t>(rows * size_) : nullptr;
-    s.d_output_pairs = g_.d_value.data ? scratch.take<uint16_t>(rows * width_) : nullptr;
+    s.query_pairs = g_.d_key.data ? scratch.take<uint16_t>(kParts * rows * size_) : nullptr;
+    s.d_output_pairs = g_.d_value.data ? scratch.take<uint16_t>(kParts * rows * width_) : nullptr;
     constexpr int64_t tile = kTileKeys * kRows;
     s.scores.scores = scratch.take<float>(tile);
     s.scores.d_weights = scores_ ? scratch.take<float>(tile) : nullptr;
     s.scores.factors = p_.dropout > 0 ? scratch.take<float>(tile) : nullptr;
     s.scores.slope = p_.softcap > 0 && scores_ ? scratch.take<float>(tile) : nullptr;
-    constexpr int64_t all = kGroupKeys * kGroupRows;
+    constexpr int64_t all = kParts * kGroupKeys * kGroupRows;
     s.group.weights = g_.d_value.data ? scratch.take<uint16_t>(all) : nullptr;
     s.group.d_scores = scores_ ? scratch.take<uint16_t>(all) : nullptr;
     s.group.d_pairs = scores_ ? scratch.take<uint32_t>(all / 2) : nullptr;
-    if (!scratch.failed()) std::fill_n(s.packed_keys, shape_.keys / kTileKeys, false);
+    if (!scratch.failed()) std::fill_n(s.packed_keys, keys_ / kTileKeys, false);
   }
 
   // Queries [first, last) of one head.
   void panel(Work &s, int64_t head, int64_t first, int64_t last, Careful<float> &careful) const {
     if (s.packed_value_head != s.value_head) {
-      std::fill_n(s.packed_values, shape_.keys / kTileKeys, false);
+      std::fill_n(s.packed_values, keys_ / kTileKeys, false);
       s.packed_value_head = s.value_head;
     }
     s.count = static_cast<int>((last - first + kRows - 1) / kRows);
@@ -154,13 +169,19 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
   // The tile of keys, and of values, from `first` on. Tiles that nothing sees are never read.
   void pack(Work &s, int64_t first) const {
     const int64_t last = std::min(first + kTileKeys, p_.keys), t = first / kTileKeys;
+    const int64_t at = kParts * first;
     if (!s.packed_keys[t]) {
-      pack_keys<1>(p_, s.batch, s.key_head, first, last, s.keys);
-      if (s.turned_keys) pack_values<1>(turned_, s.batch, s.key_head, first, last, s.turned_keys);
+      uint16_t *keys = s.keys + at * depth_;
+      split_rows<kParts>(p_.key, p_.dtype, s.batch, s.key_head, first, last, kTileKeys,
+                         p_.head_size, depth_, keys);
+      if (s.turned_keys) {
+        turn_rows<kParts>(keys, depth_, size_, s.split, s.turned_keys + at * size_);
+      }
       s.packed_keys[t] = true;
     }
     if (s.values && !s.packed_values[t]) {
-      pack_keys<1>(turned_, s.batch, s.value_head, first, last, s.values);
+      split_rows<kParts>(p_.value, p_.dtype, s.batch, s.value_head, first, last, kTileKeys,
+                         p_.value_size, value_depth_, s.values + at * value_depth_);
       s.packed_values[t] = true;
     }
   }
@@ -191,20 +212,27 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
     }
     q.sight.set(rows);
     if (p_.dropout > 0) q.dropout.set(p_, rows);
-    pack_queries<1>(p_, rows, q.queries);
-    if (scores_) pack_queries<1>(turned_, rows, q.d_outputs);
+    const int64_t end = first + count, at = i * kRows;
+    split_rows<kParts>(p_.query, p_.dtype, s.batch, head, first, end, rows.width, p_.head_size,
+                       depth_, s.split);
+    pair_elements<kParts>(s.split, rows.width, depth_, q.queries);
     if (s.query_pairs) {
-      pack_row_pairs(p_.query, rows, p_.head_size, size_, s.query_pairs + i * kRows * size_);
+      pair_rows<kParts>(s.split, rows.width, depth_, size_, s.rows * size_,
+                        s.query_pairs + at * size_);
     }
+    split_rows<kParts>(g_.d_output, p_.dtype, s.batch, head, first, end, rows.width, p_.value_size,
+                       value_depth_, s.split);
+    if (scores_) pair_elements<kParts>(s.split, rows.width, value_depth_, q.d_outputs);
     if (s.d_output_pairs) {
-      pack_row_pairs(g_.d_output, rows, p_.value_size, width_,
-                     s.d_output_pairs + i * kRows * width_);
+      pair_rows<kParts>(s.split, rows.width, value_depth_, width_, s.rows * width_,
+                        s.d_output_pairs + at * width_);
     }
     if (q.d_query) std::fill_n(q.d_query, size_ * rows.width, 0.f);
-    const int64_t at = (s.batch * p_.heads + head) * p_.queries + first;
+    const float *lse = static_cast<const float *>(g_.lse);
+    lse += (s.batch * p_.heads + head) * p_.queries + first;
     for (int r = 0; r < rows.width; ++r) {
       const bool there = r < rows.count;
-      const float total = there ? lse()[at + r] : -kInfinity<float>;
+      const float total = there ? lse[r] : -kInfinity<float>;
       // A row that saw nothing has weights 2^(score - inf) = 0.
       q.shift[r] = total == -kInfinity<float> ? total : -total * static_cast<float>(kLog2e);
       q.delta[r] = there && scores_ ? delta_of<float>(p_, g_, s.batch, head, first + r) : 0;
@@ -221,22 +249,23 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
     const View view = s.blocks[group.first + b].sight.look(&now.begin, &now.end);
     if (view == View::kNone) return false;
     pack(s, now.base);
-    multiply(now, q, s.keys, shape_.depth, q.queries, s.scores.scores);
+    multiply(now, q, s.keys, depth_, q.queries, s.scores.scores);
     if (scores_) {
-      multiply(now, q, s.values, turned_shape_.depth, q.d_outputs, s.scores.d_weights);
+      multiply(now, q, s.values, value_depth_, q.d_outputs, s.scores.d_weights);
     }
     settle(s, now, q, view);
     const int width = q.rows.width;
     const int64_t first = (now.begin - now.base) / 2, last = (now.end - now.base + 1) / 2;
-    const GradientOperands to = group.at(t, b, width);
+    const Operands to = group.at(t, b, width);
     if (first > 0) to.clear(0, first, width);
     if (last < kTileKeys / 2) to.clear(last, kTileKeys / 2, width);
-    GradientMaker(s.scores, to, q.shift, q.delta, score_unit<float>(p_), width).make(first, last);
+    GradientMaker<kParts>(s.scores, to, q.shift, q.delta, score_unit<float>(p_), width)
+        .make(first, last);
     group.live[t][b] = true;
     return true;
   }
 
-  static void compute(const TileProduct<1> &product) {
+  static void compute(const Product &product) {
     Nothing nothing;
     for (int i = 0; i < product.blocks(); ++i) product.block(i, nothing);
   }
@@ -244,16 +273,19 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
   // Products of keys (or values) with the queries (or gradients of outputs) of a block.
   static void multiply(const Step &now, const Queries &q, const uint16_t *left, int64_t depth,
                        const uint16_t *right, float *to) {
-    TileProduct<1> product;
-    product.a = reinterpret_cast<const char *>(left + now.base * depth);
-    product.a_row = depth * 2;
+    Product product;
+    const int64_t width = q.rows.width;
+    product.a = reinterpret_cast<const char *>(left + kParts * now.base * depth);
+    product.a_row = kParts * depth * 2;
     product.a_tile = product.a_row * kTileRows;
     product.a_depth = kTileBytes;
+    product.a_part = depth * 2;
     product.b = reinterpret_cast<const char *>(right);
+    product.b_part = depth * width * 2;
     product.c = reinterpret_cast<char *>(to);
-    product.width = q.rows.width * 4;
+    product.width = width * 4;
     product.tiles_m = static_cast<int>((now.end - now.base + kTileRows - 1) / kTileRows);
-    product.tiles_n = q.rows.width / kTileRows;
+    product.tiles_n = static_cast<int>(width / kTileRows);
     product.depth = depth / kDepth;
     compute(product);
   }
@@ -334,17 +366,20 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
   }
 
   // Gradients of keys or values of tile t, over the rows of blocks [from, to).
-  static TileProduct<1> sum_of_keys(const Work &s, const uint16_t *left, int t, int from, int to,
-                                    const uint16_t *right, float *sums, int64_t size) {
+  static Product sum_of_keys(const Work &s, const uint16_t *left, int t, int from, int to,
+                             const uint16_t *right, float *sums, int64_t size) {
     const Group &group = s.group;
     const int64_t row = group.first * kRows, first = from * kRows;
     const int64_t last = std::min<int64_t>(to * kRows, s.width - row);
-    TileProduct<1> product;
-    product.a = reinterpret_cast<const char *>(left + (t * kGroupRows + first) * kTileKeys);
+    Product product;
+    product.a =
+        reinterpret_cast<const char *>(left + kParts * (t * kGroupRows + first) * kTileKeys);
     product.a_row = kTileBytes;
     product.a_tile = kTileBytes * kTileRows;
-    product.a_depth = kTileBytes * kTileKeys;
+    product.a_depth = kParts * kTileBytes * kTileKeys;
+    product.a_part = kTileBytes * kTileKeys;
     product.b = reinterpret_cast<const char *>(right + (row + first) * size);
+    product.b_part = s.rows * size * 2;
     product.c = reinterpret_cast<char *>(sums + (group.base + t * kTileKeys) * size);
     product.width = size * 4;
     product.tiles_m = kTileKeys / kTileRows;
@@ -355,17 +390,20 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
   }
 
   // Gradients of the queries of block b, over tiles [from, to).
-  TileProduct<1> sum_of_queries(const Work &s, int b, int from, int to) const {
+  Product sum_of_queries(const Work &s, int b, int from, int to) const {
     const Group &group = s.group;
     const Queries &q = s.blocks[group.first + b];
     const int width = q.rows.width;
-    TileProduct<1> product;
-    product.a =
-        reinterpret_cast<const char *>(s.turned_keys + (group.base + from * kTileKeys) * size_);
+    Product product;
+    product.a = reinterpret_cast<const char *>(s.turned_keys +
+                                               kParts * (group.base + from * kTileKeys) * size_);
     product.a_row = kTileBytes;
     product.a_tile = kTileBytes * kTileRows;
-    product.a_depth = kTileBytes * size_;
-    product.b = reinterpret_cast<const char *>(group.at(from, b, width).d_pairs);
+    product.a_depth = kParts * kTileBytes * size_;
+    product.a_part = kTileBytes * size_;
+    const Operands right = group.at(from, b, width);
+    product.b = reinterpret_cast<const char *>(right.d_pairs);
+    product.b_part = right.part * 4;
     product.c = reinterpret_cast<char *>(q.d_query);
     product.width = width * 4;
     product.tiles_m = static_cast<int>(size_ / kTileRows);
@@ -379,15 +417,12 @@ class MatrixBackward : public Pieces<float, MatrixBackward> {
     const Rows<float> &rows = q.rows;
     transpose(q.d_query, rows.width, turned, size_, size_, rows.width);
     for (int r = 0; r < rows.count; ++r) {
-      write_query(rows.batch, rows.head[r], rows.query[r], turned + r * size_, careful);
+      this->write_query(rows.batch, rows.head[r], rows.query[r], turned + r * size_, careful);
     }
   }
 
-  const float *lse() const { return static_cast<const float *>(g_.lse); }
-
-  const regard_problem turned_;
-  const PackedShape shape_, turned_shape_;
-  int64_t size_, width_;
+  // Keys, and sizes of theirs and of values, in whole tiles: as depth of products, and as width.
+  int64_t keys_, depth_, value_depth_, size_, width_;
 };
 
 }  // namespace REGARD_NAMESPACE

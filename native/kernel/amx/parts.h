@@ -1,9 +1,10 @@
 // Elements as sums of bfloat16, which the matrix unit multiplies: a bfloat16 is one part; a float16
-// is exactly two, and a float32 two but for 2^-17 of it.
+// is exactly two; a float32 is exactly three, and two but for 2^-17 of it.
 //
-// Of two such sums the products of parts are added up but for that of both lower parts, which is at
-// most 2^-16 of the whole, and mostly much less. Lower parts below 1.2e-38 count as zero: no
-// float16 has any, and a float32 below 2^-110 keeps 8 bits of its mantissa.
+// Of two such sums the products of parts are added up but for the least: with two parts that of
+// both lower ones, at most 2^-16 of the whole, and mostly much less; with three parts three
+// products of at most 2^-24 together, less than float32 rounds away. Lower parts below 1.2e-38
+// count as zero: no float16 has any, and a float32 below 2^-110 keeps 8 bits of its mantissa.
 #ifndef REGARD_KERNEL_AMX_PARTS_H
 #define REGARD_KERNEL_AMX_PARTS_H
 
@@ -49,13 +50,30 @@ REGARD_INLINE __m512i upper_pairs(__m512i even, __m512i odd) {
   return _mm512_ternarylogic_epi32(_mm512_srli_epi32(even, 16), odd, high, kFirstOrBothOthers);
 }
 
-// Elements of two vectors, one after another.
-REGARD_INLINE Parts<2> split(F low, F high) {
-  const __m512i top = (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
-  const __m512i first = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(top));
-  const __m512i second = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(top, 1));
-  const F low_rest = low - even_of(first), high_rest = high - even_of(second);
-  return {{top, (__m512i)_mm512_cvtne2ps_pbh(high_rest.v, low_rest.v)}};
+// The bfloat16 nearest to x. NaN may turn into anything.
+REGARD_INLINE F nearest(F x) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m512i up = _mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x8000));
+  return {_mm512_castsi512_ps(_mm512_and_si512(up, high))};
+}
+
+// Elements of two vectors, one after another. What all parts but the last leave of a NaN is NaN.
+template <int kParts>
+REGARD_INLINE Parts<kParts> split(F low, F high) {
+  const __m512i upper_halves =
+      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                       25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  Parts<kParts> parts;
+#pragma GCC unroll 2
+  for (int i = 0; i + 1 < kParts; ++i) {
+    const F x = nearest(low), y = nearest(high);
+    parts.part[i] =
+        _mm512_permutex2var_epi16(_mm512_castps_si512(x.v), upper_halves, _mm512_castps_si512(y.v));
+    low = low - x;
+    high = high - y;
+  }
+  parts.part[kParts - 1] = (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
+  return parts;
 }
 
 // n elements of bfloat16 at `from`, then zeros up to kDepth.
@@ -72,10 +90,12 @@ REGARD_INLINE Parts<kParts> load_parts(const void *from, int64_t n, int dtype) {
     return {{load_elements(static_cast<const uint16_t *>(from), n)}};
   } else if (dtype == REGARD_FLOAT16) {
     const auto *half = static_cast<const uint16_t *>(from);
-    return split(load_float16(half, n), load_float16(half + L, std::max<int64_t>(n - L, 0)));
+    return split<kParts>(load_float16(half, n),
+                         load_float16(half + L, std::max<int64_t>(n - L, 0)));
   } else {
     const auto *single = static_cast<const float *>(from);
-    return split(load_partial(single, n), load_partial(single + L, std::max<int64_t>(n - L, 0)));
+    return split<kParts>(load_partial(single, n),
+                         load_partial(single + L, std::max<int64_t>(n - L, 0)));
   }
 }
 

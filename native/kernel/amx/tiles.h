@@ -62,8 +62,10 @@ REGARD_INLINE void tile_multiply() {
 }
 
 // c (+)= a b of tiles_m x tiles_n tiles, in blocks of 2 x 2. Rows of b hold pairs of rows of the
-// matrix that it stands for. Both sides are sums of kParts parts. All distances are in bytes.
-template <int kParts>
+// matrix that it stands for. Both sides are sums of kParts parts, the highest first; products of
+// parts that are less than the last bit of the whole are left out. kOnce: a goes by once. All
+// distances are in bytes.
+template <int kParts, bool kOnce = true>
 struct TileProduct {
   const char *a;
   int64_t a_row, a_tile, a_depth;  // from row to row, tile to tile, and along the depth
@@ -111,11 +113,20 @@ struct TileProduct {
     }
   }
 
+  template <int kReg>
+  REGARD_INLINE void load_left(const char *left) const {
+    if constexpr (kOnce) {
+      tile_stream<kReg>(left, a_row);
+    } else {
+      tile_load<kReg>(left, a_row);
+    }
+  }
+
   // One tile deep. Sides that the step before has loaded need not be loaded again.
   template <int kM, int kN, bool kLoadLeft, bool kLoadRight, class Between>
   REGARD_INLINE void step(const char *left, const char *right, Between &between) const {
     if constexpr (kLoadLeft) {
-      tile_stream<4>(left, a_row);
+      load_left<4>(left);
       between.run();
     }
     if constexpr (kLoadRight) {
@@ -130,7 +141,7 @@ struct TileProduct {
       between.run();
     }
     if constexpr (kM > 1) {
-      if constexpr (kLoadLeft) tile_stream<5>(left + a_tile, a_row);
+      if constexpr (kLoadLeft) load_left<5>(left + a_tile);
       tile_multiply<2, 5, 6>();
       between.run();
       if constexpr (kN > 1) {
@@ -151,10 +162,17 @@ struct TileProduct {
     for (int64_t k = 0; k < depth; ++k) {
       if constexpr (kParts == 1) {
         step<kM, kN, true, true>(left, right, between);
-      } else {
+      } else if constexpr (kParts == 2) {
         step<kM, kN, true, true>(left + a_part, right, between);
         step<kM, kN, true, false>(left, right, between);
         step<kM, kN, false, true>(left, right + b_part, between);
+      } else {
+        step<kM, kN, true, true>(left + 2 * a_part, right, between);
+        step<kM, kN, true, false>(left + a_part, right, between);
+        step<kM, kN, false, true>(left + a_part, right + b_part, between);
+        step<kM, kN, true, false>(left, right + b_part, between);
+        step<kM, kN, false, true>(left, right + 2 * b_part, between);
+        step<kM, kN, false, true>(left, right, between);
       }
       left += a_depth;
       right += down;
