@@ -21,6 +21,7 @@
 #include "kernel/amx/tiles.h"
 #include "kernel/amx/parts.h"
 #include "kernel/amx/pack.h"
+#include "kernel/amx/heads.h"
 #include "kernel/amx/weights.h"
 #include "kernel/amx/forward.h"
 #include "kernel/amx/split_rows.h"

@@ -39,17 +39,17 @@ template <int kParts>
 class Pipeline {
  public:
   Pipeline(const regard_problem &p, const regard_array &output, float *lse)
-      : p_(p), output_(output), lse_(lse), cut_(p, kBlockRows), shape_(p, kParts) {}
+      : p_(p), output_(output), lse_(lse), cut_(p, kBlockRows), shape_(p, kParts), packer_(p) {}
 
   int run() {
     if (p_.batch == 0 || p_.heads == 0 || p_.queries == 0) return REGARD_OK;
     if (!output_.data && !lse_) return REGARD_OK;
     Scratch scratch(Scratch::kCall);
-    reaches_ = scratch.take<Reach>(p_.batch);
+    packer_.allocate(scratch);
     const int64_t blocks = cut_.count(p_);
     spoilt_ = scratch.take<uint8_t>(blocks);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-    for (int64_t b = 0; b < p_.batch; ++b) reaches_[b] = reach(b);
+    packer_.look();
     std::fill_n(spoilt_, blocks, uint8_t{0});
     const int status = all_blocks(scratch);
     const bool good = std::find(spoilt_, spoilt_ + blocks, 1) == spoilt_ + blocks;
@@ -68,31 +68,12 @@ class Pipeline {
     if (alike && heads >= 4 * thread_count(p_.threads)) {
       return parallel((heads + run_ - 1) / run_, p_.threads, &Pipeline::head_task, this);
     }
-    packed_ = Packed(shape_, heads, output_.data ? p_.batch * p_.value_heads : 0, scratch);
+    packed_ = PackedHeads(shape_, heads, output_.data ? p_.batch * p_.value_heads : 0, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const int64_t all = heads + (packed_.values ? p_.batch * p_.value_heads : 0);
     parallel(all * shape_.slices(), p_.threads, &Pipeline::pack_task, this);
     return parallel(cut_.count(p_), p_.threads, &Pipeline::block_task, this);
   }
-
-  // All keys that some query of a batch element sees lie within.
-  struct Reach {
-    int64_t first, last;
-    bool touches(int64_t begin, int64_t end) const { return begin < last && first < end; }
-  };
-
-  // Heads one after another; `lengths`: squared, of the longest key of each slice.
-  struct Packed {
-    uint16_t *keys = nullptr, *values = nullptr;
-    float *lengths = nullptr;
-
-    Packed() = default;
-    Packed(const PackedShape &shape, int64_t key_heads, int64_t value_heads, Scratch &scratch)
-        : keys(scratch.take<uint16_t>(key_heads * shape.key_count())),
-          lengths(scratch.take<float>(key_heads * shape.slices())) {
-      if (value_heads) values = scratch.take<uint16_t>(value_heads * shape.value_count());
-    }
-  };
 
   // A block of rows. It is spoilt if a row may have come out as NaN that should not: products of
   // tiles multiply hidden weights, which are 0, by hidden values, which may be infinite or NaN; and
@@ -139,48 +120,14 @@ class Pipeline {
     int block = 0, turn = 0;  // of the blocks, and of the two buffers of scores
   };
 
-  Reach reach(int64_t batch) const {
-    const regard_intervals &v = p_.intervals;
-    if (!v.data) return {0, p_.keys};
-    Reach all = {p_.keys, 0};
-    for (int64_t h = 0; h < (v.head_stride ? p_.heads : 1); ++h) {
-      for (int64_t i = 0; i < (v.query_stride ? p_.queries : 1); ++i) {
-        const int32_t *pair =
-            v.data + batch * v.batch_stride + h * v.head_stride + i * v.query_stride;
-        for (int64_t c = 0; c < v.count; ++c) {
-          if (pair[2 * c] >= pair[2 * c + 1]) continue;
-          all.first = std::min<int64_t>(all.first, pair[2 * c]);
-          all.last = std::max<int64_t>(all.last, pair[2 * c + 1]);
-        }
-      }
-    }
-    return all;
-  }
-
-  // Slices that nothing sees are left as they are: nothing will use them.
-  void pack_key_slice(int64_t head, int64_t slice, const Packed &to, int64_t at) const {
-    const int64_t first = slice * kSlice, last = std::min(first + kSlice, shape_.keys);
-    float &length = to.lengths[at * shape_.slices() + slice];
-    length = 0;
-    if (!reaches_[head / p_.key_heads].touches(first, last)) return;
-    length = pack_keys<kParts>(p_, head / p_.key_heads, head % p_.key_heads, first, last,
-                               to.keys + at * shape_.key_count());
-  }
-  void pack_value_slice(int64_t head, int64_t slice, const Packed &to, int64_t at) const {
-    const int64_t first = slice * kSlice, last = std::min(first + kSlice, shape_.keys);
-    if (!reaches_[head / p_.value_heads].touches(first, last)) return;
-    pack_values<kParts>(p_, head / p_.value_heads, head % p_.value_heads, first, last,
-                        to.values + at * shape_.value_count());
-  }
-
   static int pack_task(void *context, int64_t index) {
     const Pipeline &self = *static_cast<Pipeline *>(context);
     const int64_t slices = self.shape_.slices(), head = index / slices;
     const int64_t keys = self.p_.batch * self.p_.key_heads;
     if (head < keys) {
-      self.pack_key_slice(head, index % slices, self.packed_, head);
+      self.packer_.keys(head, index % slices, self.packed_, head);
     } else {
-      self.pack_value_slice(head - keys, index % slices, self.packed_, head - keys);
+      self.packer_.values(head - keys, index % slices, self.packed_, head - keys);
     }
     return REGARD_OK;
   }
@@ -207,7 +154,7 @@ class Pipeline {
     Scratch scratch(Scratch::kTask);
     State s;
     self.allocate(s, scratch);
-    const Packed packed(self.shape_, 1, self.output_.data ? 1 : 0, scratch);
+    const PackedHeads packed(self.shape_, 1, self.output_.data ? 1 : 0, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const int64_t blocks = self.cut_.count(p) / (p.batch * p.key_heads);
     const int64_t first = index * self.run_;
@@ -215,8 +162,8 @@ class Pipeline {
     const MatrixUnit unit;
     for (int64_t head = first; head < last; ++head) {
       for (int64_t slice = 0; slice < self.shape_.slices(); ++slice) {
-        self.pack_key_slice(head, slice, packed, 0);
-        if (packed.values) self.pack_value_slice(head, slice, packed, 0);
+        self.packer_.keys(head, slice, packed, 0);
+        if (packed.values) self.packer_.values(head, slice, packed, 0);
       }
       for (int64_t i = 0; i < blocks; ++i) self.block(s, head * blocks + i, packed, 0, 0);
       self.drain(s);
@@ -243,7 +190,7 @@ class Pipeline {
     }
   }
 
-  void block(State &s, int64_t index, const Packed &packed, int64_t key_head,
+  void block(State &s, int64_t index, const PackedHeads &packed, int64_t key_head,
              int64_t value_head) const {
     s.block = (s.block + 1) % kBlocks;
     Block &b = s.blocks[s.block];
@@ -510,8 +457,8 @@ class Pipeline {
   float *lse_;
   Cut<float> cut_;
   PackedShape shape_;
-  Packed packed_;
-  Reach *reaches_ = nullptr;   // of each batch element
+  HeadPacker<kParts> packer_;
+  PackedHeads packed_;
   int64_t run_ = 1;            // heads of a task
   uint8_t *spoilt_ = nullptr;  // which blocks are
 };
