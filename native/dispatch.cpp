@@ -50,7 +50,7 @@ Features detect() {
   const bool avx2 = ymm && (b & bit_AVX2);
   const bool avx512 = avx2 && zmm && (b & wide) == wide;
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
-  const bool amx = avx512 && tiles && (d & kAmxBf16) && (d & kAmxTile);
+  const bool amx = avx512 && (c & bit_AVX512VBMI) && tiles && (d & kAmxBf16) && (d & kAmxTile);
   const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvx512Bf16);
   return {avx2, avx512, amx && bf16 && permitted_amx()};
 }

@@ -12,7 +12,7 @@ from conftest import ISAS
 from problems import allowed, arrays, error, plain_error, problem, truth
 from regard.kernels import native
 from regard.problem import Problem, make
-from test_native import HEAD_SIZES, LENGTHS, MASKS, run
+from test_native import HEAD_SIZES, LENGTHS, MASKS, run, run_alone
 
 pytestmark = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no AMX")
 
@@ -32,8 +32,9 @@ def check(prob: Problem, clean: Problem | None = None) -> None:
     y, lse = run(prob)
     clean = clean or prob
     exact, total = truth(clean)
-    factor = FACTORS[prob.precision]
-    assert error(y, exact) <= allowed(plain_error(clean, exact), exact, prob.dtype, factor)
+    limit = allowed(plain_error(clean, exact), exact, prob.dtype, FACTORS[prob.precision])
+    assert error(y, exact) <= limit
+    assert error(run_alone(prob), exact) <= limit
     assert error(lse, total) <= 2e-5 * max(1, np.abs(total[np.isfinite(total)]).max(initial=0))
 
 
@@ -92,7 +93,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype, precision):
     try:
         for n in range(8):
             openmp.omp_set_num_threads(1 + n % 4)
-            seen.add(b"".join(array.tobytes() for array in run(prob)))
+            seen.add(b"".join(array.tobytes() for array in (*run(prob), run_alone(prob))))
     finally:
         openmp.omp_set_num_threads(before)
     assert len(seen) == 1
@@ -142,7 +143,33 @@ def test_infinite_elements_arrive_as_they_are(dtype, precision):
     k[..., 7, :] = np.where(q[0, 0, 0] > 0, -np.inf, np.inf)
     y, lse = run(make(q, k, v, precision=precision))
     exact, total = truth(make(q, k, v))
-    np.testing.assert_array_equal(np.isinf(y), np.isinf(exact))
-    np.testing.assert_array_equal(np.isnan(y), np.isnan(exact))
+    for output in (y, run_alone(make(q, k, v, precision=precision))):
+        np.testing.assert_array_equal(np.isinf(output), np.isinf(exact))
+        np.testing.assert_array_equal(np.isnan(output), np.isnan(exact))
     np.testing.assert_array_equal(np.isfinite(lse), np.isfinite(total))
     assert np.isfinite(lse[0, 0, 0])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_nan_that_is_seen_arrives(masked):
+    """In queries, keys and biases, whose scores may be counted in whole steps."""
+    q, k, v = arrays(np.random.default_rng(0), (1, 2, 2, 100, 90, 40, 40), "bfloat16")
+    mask = regard.causal("lower_right") if masked else None
+    for place in ("query", "key", "bias"):
+        given = {"query": q.copy(), "key": k.copy(), "bias": np.zeros((100, 90), np.float32)}
+        given[place][..., 57, 3] = np.nan
+        if place != "bias":
+            del given["bias"]
+        prob = make(value=v, mask=mask, **given)
+        exact = truth(prob)[0]
+        assert np.isnan(exact).any() and error(run_alone(prob), exact) < 0.1
+
+
+def test_scores_far_below_the_largest_weigh_nothing():
+    """Weights below 2^-127 of the largest are 0, not the smallest that 16 bits can count."""
+    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 64, 96, 32, 32), "bfloat16")
+    v[..., 40, :] = 1e38
+    bias = np.zeros((64, 96), np.float32)
+    for far in (-1e3, -1e6, -np.inf):
+        bias[:, 40] = far
+        assert np.abs(run_alone(make(q, k, v, bias=bias)).astype(float)).max() < 10

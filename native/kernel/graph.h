@@ -325,7 +325,7 @@ class Graph {
           at[n] = rows.data + row.others[std::min(e + i + n, row.count - 1)] * rows.stride;
         }
         if (e + i < row.count) {
-          add_dots<T, kStep, 1>(at, own, size, parts + i);
+          add_dots<T, kStep, 1>(at, own, size, parts + i, DotProduct{});
         } else {
           std::fill_n(parts + i, kStep, broadcast<T>(0));
         }

@@ -32,6 +32,10 @@ struct Softmax {
   }
 
  protected:
+  // The pivot moves only when the largest score has left it this many powers of 2 behind: exact all
+  // the same, and most tiles rescale nothing.
+  static constexpr T kSlack = 8;
+
   // Of one vector of rows.
   REGARD_INLINE static Vec<T> largest(const T *scores, int64_t keys, int width) {
     const Vec<T> lowest = broadcast(-kInfinity<T>);
@@ -45,6 +49,7 @@ struct Softmax {
     return max(max(top[0], top[1]), max(top[2], top[3]));
   }
 
+ private:
   struct Rise {
     bool any;
     Vec<T> shift;   // to be added to unit * score
@@ -64,11 +69,6 @@ struct Softmax {
     store(pivot + r, now);
     return {any(rises), shift, factor};
   }
-
- private:
-  // The pivot moves only when the largest score has left it this many powers of 2 behind: exact all
-  // the same, and most tiles rescale nothing.
-  static constexpr T kSlack = 8;
 
   REGARD_INLINE bool take_lanes(const T *scores, T *to, int64_t keys, int width, int r) {
     const Vec<T> zero = broadcast<T>(0), u = broadcast(unit);

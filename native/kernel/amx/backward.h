@@ -79,11 +79,6 @@ class MatrixBackward : public Pieces<float, MatrixBackward<kParts>> {
     int64_t base, begin, end;  // its first key, and those that some row sees
   };
 
-  // Other work could go between products; there is none (see benchmarks/ladder.md).
-  struct Nothing {
-    void run() {}
-  };
-
  public:
   static constexpr bool kSplit = kParts > 1;
   static constexpr int64_t kPanelRows = kPanelBlocks * kRows;
@@ -265,10 +260,7 @@ class MatrixBackward : public Pieces<float, MatrixBackward<kParts>> {
     return true;
   }
 
-  static void compute(const Product &product) {
-    Nothing nothing;
-    for (int i = 0; i < product.blocks(); ++i) product.block(i, nothing);
-  }
+  static void compute(const Product &product) { product.compute(); }
 
   // Products of keys (or values) with the queries (or gradients of outputs) of a block.
   static void multiply(const Step &now, const Queries &q, const uint16_t *left, int64_t depth,

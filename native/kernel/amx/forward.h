@@ -12,9 +12,8 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
-// Rows of a block, keys of a tile of scores, and tiles whose values are summed up together: their
+// Keys of a tile of scores, and tiles whose values are summed up together: their
 // sums are then loaded and stored once.
-constexpr int kBlockRows = 2 * kTileRows;
 constexpr int64_t kRoundKeys = 2 * kDepth;
 constexpr int kGroupRounds = 2;
 constexpr int64_t kGroupPart = kGroupRounds * kRoundKeys / 2 * kBlockRows;  // of their weights
@@ -39,7 +38,13 @@ template <int kParts>
 class Pipeline {
  public:
   Pipeline(const regard_problem &p, const regard_array &output, float *lse)
-      : p_(p), output_(output), lse_(lse), cut_(p, kBlockRows), shape_(p, kParts), packer_(p) {}
+      : p_(p),
+        output_(output),
+        lse_(lse),
+        quick_(kParts == 1 && !lse && !(p.dropout > 0)),
+        cut_(p, kBlockRows),
+        shape_(p, kParts),
+        packer_(p) {}
 
   int run() {
     if (p_.batch == 0 || p_.heads == 0 || p_.queries == 0) return REGARD_OK;
@@ -87,7 +92,6 @@ class Pipeline {
     const uint16_t *keys, *values;
     uint16_t *queries;
     float *output;
-    bool bounded;
     bool fresh;         // nothing is in `output` yet
     bool masked;        // some row could not see some key
     bool swept = true;  // all its tiles are on their way
@@ -117,6 +121,7 @@ class Pipeline {
     float *scores[2], *factors;
     Step now;  // whose weights come next
     Group filling, summing;
+    Unstored sums;
     int block = 0, turn = 0;  // of the blocks, and of the two buffers of scores
   };
 
@@ -210,21 +215,19 @@ class Pipeline {
     s.masked = s.swept = false;
     const float length = pack_queries<kParts>(p_, s.rows, s.queries);
     s.sight.set(s.rows);
-    s.weights.exact = kParts > 1 || p_.dropout > 0;
+    s.weights.exact = quick_ || kParts > 1 || p_.dropout > 0;
     if (p_.dropout > 0) s.dropout.set(p_, s.rows);
     const float unit = score_unit<float>(p_);
-    float longest = 0;
-    for (int64_t i = 0; i < shape_.slices(); ++i) longest = std::max(longest, lengths[i]);
     const float cap = static_cast<float>(p_.softcap);
-    const float largest = cap > 0 ? cap : std::sqrt(length * longest);
     // Behind a mask, the longest key may be one that a query must not notice.
-    const bool known = cap > 0 || !(p_.intervals.data || p_.mask.data);
-    s.bounded = known && !p_.bias.data && largest * unit <= kBounded;
-    if (s.bounded) {
-      s.weights.reset_bounded(unit, s.rows.width);
-    } else {
-      s.weights.reset(unit, s.rows.width);
+    bool bounded = !(p_.intervals.data || p_.mask.data || p_.bias.data);
+    for (int64_t i = 0; i < shape_.slices(); ++i) {
+      const float largest = std::sqrt(length * lengths[i]);
+      bounded &= cap > 0 ? largest < kInfinity<float> && cap * unit <= kBounded
+                         : largest * unit <= kBounded;
     }
+    s.weights.bounded = bounded;
+    s.weights.reset(unit, s.rows.width);
   }
 
   // All tiles of a block of rows.
@@ -268,7 +271,16 @@ class Pipeline {
 
   // The products of `next`, the weights of s.now and some of the sums of values of s.summing.
   void round(State &s, const Step &next) const {
-    Weigher<kParts> weigher = s.now.block ? start_weights(s) : Weigher<kParts>();
+    if (kParts == 1 && quick_) {
+      round<kParts == 1>(s, next);
+    } else {
+      round<false>(s, next);
+    }
+  }
+  template <bool kQuick>
+  void round(State &s, const Step &next) const {
+    Weigher<kParts, kQuick> weigher;
+    if (s.now.block) weigher = start_weights<kQuick>(s);
     const TileProduct<kParts> sums = product_of_values(s.summing);
     const int blocks = (sums.blocks() + kGroupRounds - 1) / kGroupRounds;
     const int stop = std::min(s.summing.done + blocks, sums.blocks());
@@ -276,14 +288,16 @@ class Pipeline {
       const TileProduct<kParts> products = product_of_queries(next);
       weigher.spread(products.blocks() * products.pauses() +
                      (stop - s.summing.done) * sums.pauses());
-      for (int i = 0; i < products.blocks(); ++i) products.block(i, weigher);
+      for (int i = 0; i < products.blocks(); ++i) products.block(i, weigher, s.sums);
     }
-    for (; s.summing.done < stop; ++s.summing.done) sums.block(s.summing.done, weigher);
+    for (; s.summing.done < stop; ++s.summing.done) sums.block(s.summing.done, weigher, s.sums);
+    s.sums.store_all();
     weigher.finish();
     s.now = next;
   }
 
-  REGARD_INLINE Weigher<kParts> start_weights(State &s) const {
+  template <bool kQuick>
+  REGARD_INLINE Weigher<kParts, kQuick> start_weights(State &s) const {
     const Step &now = s.now;
     const int width = now.block->rows.width;
     Group &group = s.filling;
@@ -306,18 +320,16 @@ class Pipeline {
     group.keys += keys;
     ++group.tiles;
     const int64_t skip = 2 * first * width;
-    return Weigher<kParts>(&now.block->weights, now.scores + skip,
-                           s.factors ? s.factors + skip : nullptr, last - first, width,
-                           to + first * width, kGroupPart);
+    return Weigher<kParts, kQuick>(&now.block->weights, now.scores + skip,
+                                   s.factors ? s.factors + skip : nullptr, last - first, width,
+                                   to + first * width, kGroupPart);
   }
 
   // Ends the group that is being filled; its sums come next, and those before it are finished.
   REGARD_NOINLINE void close(State &s) const {
     Group &group = s.summing;
     if (group.tiles) {
-      Weigher<kParts> nothing;
-      const TileProduct<kParts> sums = product_of_values(group);
-      for (; group.done < sums.blocks(); ++group.done) sums.block(group.done, nothing);
+      product_of_values(group).compute(group.done);
       Block &b = *group.block;
       b.tiles -= group.tiles;
       if (b.swept && !b.tiles) finish(b);
@@ -380,7 +392,7 @@ class Pipeline {
     if (lead % 2) std::fill(scores - width, scores, -kInfinity<float>);
     if ((lead + count) % 2) std::fill_n(scores + count * width, width, -kInfinity<float>);
     if (p_.dropout > 0) b.dropout.fill(now.base, round_up(lead + count, 2), s.factors);
-    if (b.bounded || !b.weights.rise(scores, count, width)) return;
+    if (b.weights.bounded || !b.weights.rise(scores, count, width)) return;
     if (b.tiles == 1 && b.fresh) return;
     close(s);
     close(s);
@@ -401,7 +413,7 @@ class Pipeline {
   void finish(const Block &b) const {
     alignas(64) float factors[kBlockRows];
     for (int r = 0; r < b.rows.width; r += kLanes<float>) store(factors + r, b.weights.factor(r));
-    bool good = true;
+    bool good = !b.weights.wild;
     // A sink joins the sum.
     for (int r = 0; r < b.rows.count && (p_.sinks || lse_ || kParts > 1); ++r) {
       const int64_t h = b.rows.head[r], row = (b.rows.batch * p_.heads + h) * p_.queries;
@@ -455,6 +467,7 @@ class Pipeline {
   const regard_problem &p_;
   const regard_array &output_;
   float *lse_;
+  bool quick_;  // weights need no more than bfloat16
   Cut<float> cut_;
   PackedShape shape_;
   HeadPacker<kParts> packer_;

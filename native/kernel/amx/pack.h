@@ -60,14 +60,21 @@ REGARD_INLINE F square_lengths(const uint16_t *rows, int64_t stride, int64_t dep
   }
   return sum_each<float>(parts);
 }
-inline float largest(F a) {
-  float lanes[kLanes<float>];
-  store(lanes, a);
-  return *std::max_element(lanes, lanes + kLanes<float>);
+// The larger of numbers that are not negative; NaN is larger than all others.
+REGARD_INLINE F longer(F a, F b) {
+  return {
+      _mm512_castsi512_ps(_mm512_max_epu32(_mm512_castps_si512(a.v), _mm512_castps_si512(b.v)))};
+}
+inline float longest_of(F a) {
+  uint32_t lanes[kLanes<float>];
+  memcpy(lanes, &a, sizeof lanes);
+  float longest;
+  memcpy(&longest, std::max_element(lanes, lanes + kLanes<float>), sizeof longest);
+  return longest;
 }
 
 // Keys [first, last) of one head; `first` is a multiple of kDepth. Returns the square of the length
-// of the longest, NaN and lower parts left out.
+// of the longest, lower parts left out; NaN if there is one.
 template <int kParts>
 inline float pack_keys(const regard_problem &p, int64_t batch, int64_t head, int64_t first,
                        int64_t last, uint16_t *to) {
@@ -79,10 +86,10 @@ inline float pack_keys(const regard_problem &p, int64_t batch, int64_t head, int
     const void *row = row_of(p.key, p.dtype, batch, head, there ? j : 0);
     copy_padded<kParts>(row, there ? p.head_size : 0, p.dtype, to + j * stride, shape.depth);
     if (j % 16 == 15) {
-      longest = max(square_lengths(to + (j - 15) * stride, stride, shape.depth), longest);
+      longest = longer(square_lengths(to + (j - 15) * stride, stride, shape.depth), longest);
     }
   }
-  return largest(longest);
+  return longest_of(longest);
 }
 
 template <int kParts>
@@ -120,7 +127,7 @@ inline void pack_values(const regard_problem &p, int64_t batch, int64_t head, in
 }
 
 // Pairs of a query's elements to [part][pair][row], for the rows of a block. Returns the square of
-// the length of the longest, NaN and lower parts left out.
+// the length of the longest, lower parts left out; NaN if there is one.
 template <int kParts>
 inline float pack_queries(const regard_problem &p, const Rows<float> &rows, uint16_t *to) {
   const int64_t depth = PackedShape(p).depth;
@@ -153,9 +160,9 @@ inline float pack_queries(const regard_problem &p, const Rows<float> &rows, uint
         }
       }
     }
-    longest = max(F{lengths}, longest);
+    longest = longer(F{lengths}, longest);
   }
-  return largest(longest);
+  return longest_of(longest);
 }
 
 }  // namespace REGARD_NAMESPACE

@@ -46,17 +46,11 @@ class MatrixBlock {
     product.tiles_m = static_cast<int>((end - begin + kTileRows - 1) / kTileRows);
     product.tiles_n = rows.width / kTileRows;
     product.depth = depth_ / kDepth;
-    Alone alone;
-    for (int i = 0; i < product.blocks(); ++i) product.block(i, alone);
+    product.compute();
     adjust(*problem_, rows, begin, end, to);
   }
 
  private:
-  // Nothing goes on between the products.
-  struct Alone {
-    void run() {}
-  };
-
   void pack(int64_t slice) {
     if (packed_[slice]) return;
     const regard_problem &p = *problem_;

@@ -5,9 +5,12 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
+// Rows of a block: two vectors at most.
+constexpr int kBlockRows = 2 * kLanes<float>;
+
 // 2^r on [0, 1] with the least relative error: 2.6e-6, against 2e-3 of bfloat16. Log-sum-exps are
 // made of these too, before they are rounded.
-constexpr float kShortExp2[] = {1.00000259337069f, 0.69300383446999f, 0.24144275689141f,
+constexpr float kShortExp2[] = {1.00000259337069f, 0.69300384446999f, 0.24144275689141f,
                                 0.0520114606104612f, 0.013534167916049f};
 
 REGARD_INLINE F short_exp2(F x) { return scale_exp2(polynomial(kShortExp2, fraction(x)), x); }
@@ -27,23 +30,59 @@ REGARD_INLINE F truncate(F x) {
   return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x.v), high))};
 }
 
+// Powers of 2 in bfloat16, by integers of 16 bits: x = e + f, counted in steps of 2^-8 from -127
+// on, is twice the bits of (1 + f) 2^e. What 1 + f has too much is looked up by the first 6 bits of
+// f. With the rounding of x and of the result that makes a relative error of 2^-7 at most.
+//
+// Adding to x a float whose last bit is worth 2^-8 is what counts the steps; half a step of the
+// result makes halving round to nearest.
+constexpr float kStepsFrom = 32768;
+constexpr float kStepsBias = kStepsFrom + 127 + 1 / 256.f;
+
+struct alignas(64) Excess {
+  uint8_t steps[64];
+};
+constexpr Excess excess() {
+  Excess excess = {};
+  for (int i = 0; i < 64; ++i) {
+    const double f = (i + 0.125) / 64;  // the middle of four steps, one behind because of the half
+    double power = 0;
+    for (int k = 4; k >= 0; --k) power = power * f + kShortExp2[k];
+    excess.steps[i] = static_cast<uint8_t>(256 * (1 + f - power) + 0.5);
+  }
+  return excess;
+}
+constexpr Excess kExcess = excess();
+
+// Of steps in the lower halves of lanes: pairs of bfloat16.
+REGARD_INLINE __m512i powers_of_steps(__m512i even, __m512i odd) {
+  constexpr int kFirstOrBothOthers = 0xf8;
+  constexpr __mmask64 kLowerBytes = 0x5555555555555555;
+  const __m512i steps = _mm512_ternarylogic_epi32(_mm512_slli_epi32(odd, 16), even,
+                                                  _mm512_set1_epi32(0xffff), kFirstOrBothOthers);
+  const __m512i too_much = _mm512_maskz_permutexvar_epi8(kLowerBytes, _mm512_srli_epi16(steps, 2),
+                                                         _mm512_load_si512(kExcess.steps));
+  return _mm512_srli_epi16(_mm512_sub_epi16(steps, too_much), 1);
+}
+
 // The online softmax in two steps: first the pivots of a tile, from its scores alone; then its
 // weights, piece by piece.
 struct Weights : Softmax<float> {
-  float shift[kBlock<float>];
+  float raised[kBlock<float>];   // pivots times unit: whole numbers, or -inf
+  float shift[kBlock<float>];    // to be added to unit * score
   float rounded[kBlock<float>];  // `sum` of the upper parts
   bool exact = false;            // outputs are divided by `sum`, not by `rounded`
+  bool bounded = false;          // scores are known to be finite and small: pivots stay at 0
+  bool wild = false;             // some score that was taken for finite is not
 
   void reset(float score_unit, int width) {
     Softmax<float>::reset(score_unit, width);
-    std::fill_n(rounded, width, 0.f);
-  }
-
-  // For scores that are known to be small: pivots stay at 0.
-  void reset_bounded(float score_unit, int width) {
-    reset(score_unit, width);
-    std::fill_n(pivot, width, 0.f);
+    const float start = bounded ? 0 : -kInfinity<float>;
+    std::fill_n(pivot, width, start);
+    std::fill_n(raised, width, start);
     std::fill_n(shift, width, 0.f);
+    std::fill_n(rounded, width, 0.f);
+    wild = false;
   }
 
   // What the sums of values of rows r … r + 15 are multiplied by. An output is the mean of values
@@ -55,22 +94,37 @@ struct Weights : Softmax<float> {
   // What rounding added to a row's sum.
   float missing(int r) const { return exact ? 0 : rounded[r] - sum[r]; }
 
-  // Returns whether some row must be rescaled.
+  // Moves the pivots of rows whose largest scores have left them behind. Returns whether some row
+  // must be rescaled. All factors are powers of 2.
   bool rise(const float *scores, int64_t keys, int width) {
+    const F zero = broadcast(0.f), lowest = broadcast(-kInfinity<float>), u = broadcast(unit);
     bool rises = false;
     for (int r = 0; r < width; r += kLanes<float>) {
-      const Rise risen = Softmax<float>::rise(largest(scores + r, keys, width), r);
-      store(sum + r, load(sum + r) * risen.factor);
-      store(rounded + r, load(rounded + r) * risen.factor);
-      store(shift + r, risen.shift);
-      rises |= risen.any;
+      const F old = load(raised + r), top = largest(scores + r, keys, width) * u;
+      const auto behind = less(old + broadcast(kSlack), top);
+      const F now = select(behind, whole(top), old);
+      const F below = zero - select(differ(now, lowest), now, zero);
+      const F factor = select(behind, exp2(old + below), broadcast(1.f));
+      store(raised + r, now);
+      store(pivot + r, now / u);
+      store(shift + r, below);
+      store(rescale + r, factor);
+      store(sum + r, load(sum + r) * factor);
+      store(rounded + r, load(rounded + r) * factor);
+      rises |= any(behind);
     }
     return rises;
   }
+
+ private:
+  REGARD_INLINE static F whole(F x) {
+    return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
 };
 
-// The second step, which other work interrupts: `run` makes a few weights at a time.
-template <int kParts>
+// The second step, which other work interrupts: `run` makes a few weights at a time. kQuick: by
+// powers_of_steps(), where nobody asks for more than bfloat16.
+template <int kParts, bool kQuick>
 class Weigher {
  public:
   Weigher() = default;
@@ -83,97 +137,133 @@ class Weigher {
         factors_(factors),
         to_(to),
         part_(part),
-        pairs_(pairs),
-        pair_(pairs),
+        left_(pairs),
         width_(width),
-        left_(pairs * (width / kLanes<float>)),
+        wide_(width > kLanes<float>),
+        bounded_(weights->bounded),
         unit_(broadcast(weights->unit)) {
-    if (left_) begin();
+    for (int i = 0; i < kVectors; ++i) {
+      const int r = i * kLanes<float>;
+      even_[i] = load(weights->sum + r);
+      odd_[i] = broadcast(0.f);
+      rounded_[i] = load(weights->rounded + r);
+      rounded_odd_[i] = broadcast(0.f);
+      shift_[i] = load(weights->shift + r);
+      if (kQuick) shift_[i] = shift_[i] + broadcast(kStepsBias);
+    }
+    wild_ = _mm512_setzero_si512();
   }
 
   // Spreads what there is over so many calls of run().
-  REGARD_INLINE void spread(int pauses) { rate_ = (left_ * kWhole + pauses - 1) / pauses; }
+  REGARD_INLINE void spread(int64_t pauses) {
+    if (pauses) rate_ = left_ * kWhole / pauses;
+  }
   REGARD_INLINE void run() {
     credit_ += rate_;
-    if (credit_ < kWhole || left_ <= 0) return;
+    if (credit_ < kWhole) return;
     credit_ -= kWhole;
     step();
   }
   REGARD_INLINE void finish() {
+    if (!weights_) return;
     while (left_ > 0) step();
+    for (int i = 0; i < kVectors; ++i) {
+      const int r = i * kLanes<float>;
+      store(weights_->sum + r, even_[i] + odd_[i]);
+      store(weights_->rounded + r, rounded_[i] + rounded_odd_[i]);
+    }
+    if (kQuick) weights_->wild |= any(_mm512_cmpgt_epu32_mask(wild_, _mm512_set1_epi32(0xffff)));
   }
 
  private:
-  static constexpr int64_t kWhole = 64;
+  static constexpr int64_t kWhole = 1 << 16;
+  static constexpr int kVectors = kBlockRows / kLanes<float>;
 
-  REGARD_INLINE void begin() {
-    even_ = load(weights_->sum + row_);
-    odd_ = broadcast(0.f);
-    rounded_ = load(weights_->rounded + row_);
-    rounded_odd_ = broadcast(0.f);
-    shift_ = load(weights_->shift + row_);
-  }
-
+  // A pair of keys.
   REGARD_INLINE void step() {
-    F even = load(scores_), odd = load(scores_ + width_);
-    even = short_exp2(fma(even, unit_, shift_));
-    odd = short_exp2(fma(odd, unit_, shift_));
-    even_ = even_ + even;
-    odd_ = odd_ + odd;
-    if (factors_) {
-      even = even * load(factors_);
-      odd = odd * load(factors_ + width_);
-      factors_ += 2 * width_;
-    }
-    if constexpr (kParts > 1) {
-      split(even, odd);
-    } else if (factors_) {
-      _mm512_storeu_si512(to_, pair_bfloat16(even, odd));
-    } else {
-      even = truncate(even);
-      odd = truncate(odd);
-      rounded_ = rounded_ + even;
-      rounded_odd_ = rounded_odd_ + odd;
-      const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even.v), 16);
-      _mm512_storeu_si512(to_, _mm512_or_si512(low, _mm512_castps_si512(odd.v)));
-    }
+    make<0>();
+    if (wide_) make<1>();
     scores_ += 2 * width_;
+    if (factors_) factors_ += 2 * width_;
     to_ += width_;
     --left_;
-    if (--pair_ == 0) next_rows();
+  }
+
+  template <int kVector>
+  REGARD_INLINE void make() {
+    const int r = kVector * kLanes<float>;
+    const F even = fma(load(scores_ + r), unit_, shift_[kVector]);
+    const F odd = fma(load(scores_ + r + width_), unit_, shift_[kVector]);
+    if constexpr (kQuick) {
+      quick<kVector>(even, odd);
+    } else {
+      exact<kVector>(short_exp2(even), short_exp2(odd));
+    }
+  }
+
+  template <int kVector>
+  REGARD_INLINE void quick(F even, F odd) {
+    if (!bounded_) {
+      even = counted(even);
+      odd = counted(odd);
+    }
+    const __m512i pairs = powers_of_steps(_mm512_castps_si512(even.v), _mm512_castps_si512(odd.v));
+    _mm512_storeu_si512(to_ + kVector * kLanes<float>, pairs);
+    even_[kVector] = even_[kVector] + even_of(pairs);
+    odd_[kVector] = odd_[kVector] + odd_of(pairs);
+  }
+  // None below the first step, which makes 0. Remembers what cannot be counted, as NaN.
+  REGARD_INLINE F counted(F steps) {
+    constexpr int kFirstOrOthersDiffer = 0xf6;
+    const F from = broadcast(kStepsFrom);
+    steps = max(from, steps);
+    wild_ = _mm512_ternarylogic_epi32(wild_, _mm512_castps_si512(steps.v),
+                                      _mm512_castps_si512(from.v), kFirstOrOthersDiffer);
+    return steps;
+  }
+
+  template <int kVector>
+  REGARD_INLINE void exact(F even, F odd) {
+    const int r = kVector * kLanes<float>;
+    even_[kVector] = even_[kVector] + even;
+    odd_[kVector] = odd_[kVector] + odd;
+    if (factors_) {
+      even = even * load(factors_ + r);
+      odd = odd * load(factors_ + r + width_);
+    }
+    if constexpr (kParts > 1) {
+      split(even, odd, to_ + r);
+    } else if (factors_) {
+      _mm512_storeu_si512(to_ + r, pair_bfloat16(even, odd));
+    } else {
+      rounded_[kVector] = rounded_[kVector] + truncate(even);
+      rounded_odd_[kVector] = rounded_odd_[kVector] + truncate(odd);
+      _mm512_storeu_si512(to_ + r,
+                          upper_pairs(_mm512_castps_si512(even.v), _mm512_castps_si512(odd.v)));
+    }
   }
 
   // Upper parts are cut and lower ones rounded: fewer instructions than to round both.
-  REGARD_INLINE void split(F even, F odd) const {
+  REGARD_INLINE void split(F even, F odd, uint32_t *to) const {
     const __m512i e = _mm512_castps_si512(even.v), o = _mm512_castps_si512(odd.v);
     const __m512i half = _mm512_set1_epi32(0x8000);
     const F even_rest = even - odd_of(e), odd_rest = odd - odd_of(o);
-    _mm512_storeu_si512(to_, upper_pairs(e, o));
-    _mm512_storeu_si512(to_ + part_,
+    _mm512_storeu_si512(to, upper_pairs(e, o));
+    _mm512_storeu_si512(to + part_,
                         upper_pairs(_mm512_add_epi32(_mm512_castps_si512(even_rest.v), half),
                                     _mm512_add_epi32(_mm512_castps_si512(odd_rest.v), half)));
-  }
-
-  // The next vector of rows.
-  REGARD_INLINE void next_rows() {
-    store(weights_->sum + row_, even_ + odd_);
-    store(weights_->rounded + row_, rounded_ + rounded_odd_);
-    row_ += kLanes<float>;
-    scores_ += kLanes<float> - 2 * pairs_ * width_;
-    if (factors_) factors_ += kLanes<float> - 2 * pairs_ * width_;
-    to_ += kLanes<float> - pairs_ * width_;
-    pair_ = pairs_;
-    if (left_) begin();
   }
 
   Weights *weights_ = nullptr;
   const float *scores_ = nullptr, *factors_ = nullptr;
   uint32_t *to_ = nullptr;
-  int64_t part_ = 0, pairs_ = 0, pair_ = 0, width_ = 0, left_ = 0;
-  int64_t rate_ = kWhole, credit_ = 0;
-  int row_ = 0;
-  // Sums so far, and what is added, for the vector of rows at hand.
-  F unit_, even_, odd_, rounded_, rounded_odd_, shift_;
+  int64_t part_ = 0, left_ = 0, rate_ = 0, credit_ = 0;
+  int width_ = 0;
+  bool wide_ = false, bounded_ = false;
+  // Sums so far, and what is added, for each vector of rows.
+  F unit_, even_[kVectors], odd_[kVectors], rounded_[kVectors], rounded_odd_[kVectors];
+  F shift_[kVectors];
+  __m512i wild_;
 };
 
 }  // namespace REGARD_NAMESPACE
