@@ -79,9 +79,13 @@ int readouts_or_avx512(const regard_problem &p, const regard_array &output, void
   const bool own = scores_pay(p);
   regard_array left = output;
   if (output.data && (own || pays(p))) {
-    const int status = forward_or_avx512(p, output, lse);
-    if (status != REGARD_OK) return status;
+    // Log-sum-exps take weights that are more exact: for the bits of an output alone they come
+    // apart.
+    const bool apart = parts_of(p) == 1 && p.dropout == 0;
+    int status = forward_or_avx512(p, output, apart ? nullptr : lse);
     left.data = nullptr;
+    if (status == REGARD_OK && apart) status = forward_or_avx512(p, left, lse);
+    if (status != REGARD_OK) return status;
   }
   if (!own) return avx512_kernels.readouts(p, left, lse, request);
   return sweep<float, MatrixBlock>(p, static_cast<const float *>(lse), request);

@@ -76,8 +76,9 @@ def _(
 ) -> list[Tensor]:
     problem = Problem.rebuild(specification, tuple(tensors))
     *_, bias, sinks, vector = native.tensors_of(problem)
+    rest = [array for array in (bias, sinks, vector) if array is not None]
     made = [native.empty_gradient(a) for a in (problem.query, problem.key, problem.value)]
-    return [*made, *(array.new_empty(array.shape) for array in (bias, sinks, vector) if array is not None)]
+    return [*made, *(array.new_empty(array.shape) for array in rest)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
