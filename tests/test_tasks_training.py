@@ -166,6 +166,7 @@ def test_a_broken_checkpoint_is_refused_and_the_one_before_is_used(
     told = []
     runs.start(Translation, {}, folder, resume=True, tell=told.append)
     assert f"Going on from step {before.step}" in told[1]
+    assert without_time(folder) == without_time(uninterrupted[1])
 
 
 def test_a_checkpoint_cannot_run_code(uninterrupted, tmp_path):
