@@ -169,7 +169,7 @@ def test_jax_takes_graphs_as_dense_masks():
         y, regard.attention(q, k, v, mask=regard.graph(found)).detach(), atol=1e-5
     )
     with pytest.raises(BackendError, match="edges of a graph"):
-        regard.attention(*arrays, mask=regard.graph(found), bias=np.zeros(found.shape[1], "f"))
+        regard.attention(*arrays, mask=regard.graph(found), bias=jax.numpy.zeros(found.shape[1]))
 
 
 def test_watched_graphs_are_recorded():

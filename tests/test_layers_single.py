@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import regard
-from regard.layers import AdditiveAttention, BilinearAttention, additive
+from regard.layers import AdditiveAttention, BilinearAttention
 
 B, L, S = 3, 5, 7
 QUERY, KEY = 10, 7  # of different sizes, which no dot product takes
@@ -44,10 +44,8 @@ def kind(request):
     return make(QUERY, KEY).double(), scores
 
 
-@pytest.mark.parametrize("most", [1 << 22, 100], ids=["at once", "in parts"])
 @pytest.mark.parametrize("seen", [None, SEEN], ids=["all", "masked"])
-def test_values_and_gradients_by_the_formula(kind, seen, most, monkeypatch):
-    monkeypatch.setattr(additive, "_MOST", most)
+def test_values_and_gradients_by_the_formula(kind, seen):
     layer, scores = kind
     query, key, value = inputs()
     expected = scores(layer, query, key)
@@ -116,20 +114,3 @@ def test_compiled_in_one_graph(kind):
     query, key, value = inputs()
     output = torch.compile(layer, fullgraph=True, backend="aot_eager")(query, key, value)
     torch.testing.assert_close(output, layer(query, key, value))
-
-
-def test_additive_memory_is_bounded(monkeypatch):
-    """What lies between queries and keys is made for some queries at a time."""
-    largest = []
-    part = additive._part
-
-    def seen(query, key, vector):
-        largest.append(query.shape[1] * key.shape[1] * key.shape[2])
-        return part(query, key, vector)
-
-    monkeypatch.setattr(additive, "_part", seen)
-    monkeypatch.setattr(additive, "_MOST", 1 << 14)
-    layer = AdditiveAttention(16)
-    x = torch.randn(1, 300, 16)
-    layer(x, x)
-    assert max(largest) <= 1 << 14 and sum(largest) == 300 * 300 * 16

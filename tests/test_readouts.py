@@ -249,8 +249,10 @@ def test_attend_gives_the_bits_of_attention(isa, dtype, mask):
         gathering = Gathering(case.prob, "native", case.wanted)
         y, lse = (np.full_like(a, 7) for a in run(case.prob))
         native.read_out(case.prob, y, lse, gathering.fields)
-        for found, expected in zip((y, lse), run(case.prob), strict=True):
-            np.testing.assert_array_equal(found, expected)
+        alone = np.full_like(y, 7)
+        native.forward(case.prob, alone, None)
+        np.testing.assert_array_equal(y, alone)
+        np.testing.assert_array_equal(lse, run(case.prob)[1])
         case.judge(gathering.results(lse))
 
 

@@ -21,6 +21,7 @@ A framework is never imported for the user: it is there because their array brou
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -77,6 +78,9 @@ def _framework(name: str, array: Any) -> str:
         )
     if isinstance(array, np.ndarray):
         return "numpy"
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):  # torch.compile cannot trace a loop
+        return "torch"
     for kind in type(array).__mro__:
         root = kind.__module__.partition(".")[0]
         if root in _FRAMEWORKS and hasattr(array, "shape"):
