@@ -16,7 +16,12 @@ from test_native import HEAD_SIZES, LENGTHS, MASKS, run, run_alone
 
 pytestmark = pytest.mark.skipif("amx" not in ISAS, reason="this machine has no AMX")
 
-KINDS = [("bfloat16", "highest"), ("float16", "highest"), ("float32", "high")]
+KINDS = [
+    ("bfloat16", "highest"),
+    ("float16", "highest"),
+    ("float32", "high"),
+    ("float32", "highest"),
+]
 # float32 has 24 bits, and its products 16 at precision "high".
 FACTORS = {None: 2, "highest": 2, "high": 2 * 2**8}
 HIGH = {"dtype": "float32", "precision": "high"}
@@ -66,11 +71,57 @@ def test_split_products_and_masks(mask):
     check(problem(rng, (3, 4, 2, 101, 201, 32, 32), mask=made, **HIGH, **options(rng, 4, 201)))
 
 
+@pytest.mark.parametrize("mask", MASKS)
+def test_three_parts_and_masks(mask):
+    rng = np.random.default_rng(1)
+    made = MASKS[mask](2, 4, 223, 255)
+    check(problem(rng, (2, 4, 2, 223, 255, 32, 32), mask=made))
+    check(problem(rng, (2, 4, 2, 223, 255, 32, 32), mask=made, **options(rng, 4, 255)))
+
+
+@pytest.mark.parametrize("mean", [0, 3])
+def test_three_parts_are_taken_and_no_less_exact_than_float32(mean):
+    errors = {"amx": np.zeros(2), "avx512": np.zeros(2)}
+    for lengths in ((192, 128), (255, 2000), (509, 383)):
+        for size, value_size in ((64, 64), (40, 24), (130, 17)):
+            q, k, v = arrays(np.random.default_rng(0), (1, 2, 1, *lengths, size, value_size))
+            prob = make(q, k, v + np.float32(mean))
+            exact, total = truth(prob)
+            outputs = []
+            for isa, sums in errors.items():
+                native.select_isa(isa)
+                y, lse = run(prob)
+                outputs.append(y)
+                sums += np.square(y - exact).mean(), np.square(lse - total).mean()
+            assert (outputs[0] != outputs[1]).any()
+    assert (errors["amx"] <= errors["avx512"]).all()
+
+
+def test_three_parts_of_any_size():
+    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 255, 150, 40, 40))
+    for size in (1e-17, 1e-4, 1e17):
+        check(make(q * size, k * size, v / size, scale=0.2 / size**2))
+    # Lower parts are subnormal.
+    tiny = make(q, k, v * np.float32(2.0**-115))
+    assert error(run(tiny)[0], truth(tiny)[0]) < 1.2e-38
+    # The largest float32 has no bfloat16 above it.
+    v[..., 3, :] = np.finfo(np.float32).max
+    largest = run(make(q, k, v))[0]
+    native.select_isa("avx512")
+    np.testing.assert_array_equal(largest, run(make(q, k, v))[0])
+
+
+def test_attend_has_the_bits_of_attention_in_three_parts():
+    q, k, v = arrays(np.random.default_rng(0), (1, 2, 1, 255, 150, 40, 40))
+    y, _ = regard.weights(q, k).attend(v, lse=True, entropy=True)
+    np.testing.assert_array_equal(y, regard.attention(q, k, v))
+
+
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
 def test_dropout_and_values_of_each_head(dtype, precision):
     rng = np.random.default_rng(4)
-    q, k, _ = arrays(rng, (2, 6, 2, 105, 50, 16, 16), dtype)
-    value = rng.standard_normal((2, 6, 50, 12)).astype(q.dtype)
+    q, k, _ = arrays(rng, (2, 6, 2, 223, 150, 16, 16), dtype)
+    value = rng.standard_normal((2, 6, 150, 12)).astype(q.dtype)
     check(make(q, k, value, dropout_p=0.3, dropout_seed=5, precision=precision))
 
 
@@ -80,6 +131,7 @@ def test_split_products_are_close_but_not_the_same_and_only_where_they_are_asked
     close = run(make(q, k, v, precision="high"))[0]
     assert 1e-7 < np.abs(close - exact).max() < 2e-5
     native.select_isa("avx512")
+    exact = run(make(q, k, v))[0]
     np.testing.assert_array_equal(run(make(q, k, v, precision="high"))[0], exact)
 
 
@@ -88,7 +140,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype, precision):
     rng = np.random.default_rng(0)
     openmp = ctypes.CDLL("libgomp.so.1")
     before, seen = openmp.omp_get_max_threads(), set()
-    shape = (1, 8, 4, 100, 300, 64, 64)
+    shape = (1, 8, 4, 223, 300, 64, 64)
     prob = problem(rng, shape, dtype, precision=precision, mask=regard.causal(200))
     try:
         for n in range(8):
@@ -100,7 +152,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype, precision):
 
 
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
-@pytest.mark.parametrize("queries", [3, 17, 109])
+@pytest.mark.parametrize("queries", [3, 17, 109, 223])
 def test_blocks_that_hidden_nan_spoils_are_done_again(dtype, precision, queries):
     rng = np.random.default_rng(1)
     q, k, v = arrays(rng, (2, 12, 2, queries, 150, 40, 24), dtype)
@@ -138,7 +190,7 @@ def test_float32_of_any_size():
 
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
 def test_infinite_elements_arrive_as_they_are(dtype, precision):
-    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 100, 90, 40, 40), dtype)
+    q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 223, 150, 40, 40), dtype)
     v[..., 3, 5], v[..., 4, 6] = np.inf, np.nan
     k[..., 7, :] = np.where(q[0, 0, 0] > 0, -np.inf, np.inf)
     y, lse = run(make(q, k, v, precision=precision))

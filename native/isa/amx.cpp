@@ -36,7 +36,14 @@ namespace amx {
 int forward_or_avx512(const regard_problem &p, const regard_array &output, void *lse) {
   if (is_additive(p) || !pays(p)) return avx512_kernels.forward(p, output, lse);
   auto *sums = static_cast<float *>(lse);
-  return parts_of(p) == 1 ? Pipeline<1>(p, output, sums).run() : Pipeline<2>(p, output, sums).run();
+  switch (parts_of(p)) {
+    case 1:
+      return Pipeline<1>(p, output, sums).run();
+    case 2:
+      return Pipeline<2>(p, output, sums).run();
+    default:
+      return Pipeline<3>(p, output, sums).run();
+  }
 }
 template <int kParts>
 int matrix_backward(const regard_problem &p, const regard_gradients &gradients) {
@@ -51,7 +58,7 @@ int matrix_backward(const regard_problem &p, const regard_gradients &gradients) 
 }
 int backward_or_avx512(const regard_problem &p, const regard_gradients &gradients) {
   if (is_additive(p) || !backward_pays(p)) return avx512_kernels.backward(p, gradients);
-  switch (gradient_parts_of(p)) {
+  switch (parts_of(p)) {
     case 1:
       return matrix_backward<1>(p, gradients);
     case 2:

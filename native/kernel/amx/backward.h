@@ -12,16 +12,10 @@ namespace REGARD_NAMESPACE {
 
 constexpr int64_t kTileKeys = kDepth;
 
-// How many parts the elements have here; 0: they are not for the matrix unit. Three parts are
-// exactly a float32, and their products no less exact than those of float32.
-inline int gradient_parts_of(const regard_problem &p) {
-  return p.dtype == REGARD_FLOAT32 && p.precision == REGARD_HIGHEST ? 3 : parts_of(p);
-}
-
 // Fewer queries or keys leave too much of a tile empty, or do not make up for being split. Six
 // products in place of one leave little to gain, which padding to whole tiles must not take away.
 inline bool backward_pays(const regard_problem &p) {
-  const int parts = gradient_parts_of(p);
+  const int parts = parts_of(p);
   if (parts == 0 || !(p.scale > 0)) return false;
   if (p.batch == 0 || p.heads == 0 || p.head_size == 0 || p.value_size == 0) return false;
   const int64_t least = kTileRows * (parts == 1 ? 1 : parts == 2 ? 4 : 8);

@@ -24,14 +24,23 @@ static_assert(kBlockRows * kRoundKeys * kGroupRounds <= kTileSize<float>, "as Si
 
 // Scores within so many powers of 2 of 1 need no largest score to be subtracted: their weights and
 // sums lie far inside the range of float32 and of bfloat16.
-constexpr float kBounded = 60;
+// Three parts are to keep more: products below 1.2e-38 count as zero.
+template <int kParts>
+constexpr float kBounded = kParts < 3 ? 60 : 30;
 
 // Fewer rows than a tile of the matrix unit leave too much of it empty, and splitting keys and
-// values takes more rows to pay.
+// values takes more rows to pay. Three parts leave little to gain, which neither padding to whole
+// tiles nor splitting many keys for few rows must take away; and a huge scale would show that tiny
+// products count as zero.
 inline bool pays(const regard_problem &p) {
-  if (parts_of(p) == 0 || !(p.scale > 0) || p.head_size == 0) return false;
-  const int least = parts_of(p) == 1 ? kTileRows : 6 * kTileRows;
-  return Cut<float>(p, kBlockRows).heads * p.queries >= least;
+  const int parts = parts_of(p);
+  if (parts == 0 || !(p.scale > 0) || p.head_size == 0) return false;
+  const int64_t rows = Cut<float>(p, kBlockRows).heads * p.queries;
+  if (parts < 3) return rows >= (parts == 1 ? 1 : 6) * kTileRows;
+  if (rows < 12 * kTileRows || p.keys < 8 * kTileRows || p.head_size < kTileRows) return false;
+  if (p.scale > 1e9) return false;
+  const int64_t whole = round_up(rows, kBlockRows) * round_up(p.keys, kDepth);
+  return p.keys <= 16 * rows && 8 * whole <= 9 * rows * p.keys;
 }
 
 template <int kParts>
@@ -119,7 +128,8 @@ class Pipeline {
   struct State {
     Block blocks[kBlocks];
     float *scores[2], *factors;
-    Step now;  // whose weights come next
+    float *staging;  // of kParts > 2: sums of values of one group
+    Step now;        // whose weights come next
     Group filling, summing;
     Unstored sums;
     int block = 0, turn = 0;  // of the blocks, and of the two buffers of scores
@@ -188,6 +198,7 @@ class Pipeline {
     s.filling.weights = scratch.take<uint32_t>(kParts * kGroupPart);
     s.summing.weights = scratch.take<uint32_t>(kParts * kGroupPart);
     s.factors = p_.dropout > 0 ? scratch.take<float>(tile) : nullptr;
+    s.staging = kParts > 2 ? scratch.take<float>(kBlockRows * shape_.width) : nullptr;
     for (Block &b : s.blocks) {
       b.queries = scratch.take<uint16_t>(kParts * kBlockRows * shape_.depth);
       b.output = scratch.take<float>(kBlockRows * shape_.width);
@@ -223,8 +234,8 @@ class Pipeline {
     bool bounded = !(p_.intervals.data || p_.mask.data || p_.bias.data);
     for (int64_t i = 0; i < shape_.slices(); ++i) {
       const float largest = std::sqrt(length * lengths[i]);
-      bounded &= cap > 0 ? largest < kInfinity<float> && cap * unit <= kBounded
-                         : largest * unit <= kBounded;
+      bounded &= cap > 0 ? largest < kInfinity<float> && cap * unit <= kBounded<kParts>
+                         : largest * unit <= kBounded<kParts>;
     }
     s.weights.bounded = bounded;
     s.weights.reset(unit, s.rows.width);
@@ -281,7 +292,7 @@ class Pipeline {
   void round(State &s, const Step &next) const {
     Weigher<kParts, kQuick> weigher;
     if (s.now.block) weigher = start_weights<kQuick>(s);
-    const TileProduct<kParts> sums = product_of_values(s.summing);
+    const TileProduct<kParts> sums = product_of_values(s);
     const int blocks = (sums.blocks() + kGroupRounds - 1) / kGroupRounds;
     const int stop = std::min(s.summing.done + blocks, sums.blocks());
     if (next.block) {
@@ -329,8 +340,9 @@ class Pipeline {
   REGARD_NOINLINE void close(State &s) const {
     Group &group = s.summing;
     if (group.tiles) {
-      product_of_values(group).compute(group.done);
+      product_of_values(s).compute(group.done);
       Block &b = *group.block;
+      if (kParts > 2 && group.add) add_sums(b, s.staging);
       b.tiles -= group.tiles;
       if (b.swept && !b.tiles) finish(b);
     }
@@ -360,8 +372,9 @@ class Pipeline {
     return product;
   }
 
-  REGARD_INLINE TileProduct<kParts> product_of_values(const Group &group) const {
+  REGARD_INLINE TileProduct<kParts> product_of_values(const State &s) const {
     TileProduct<kParts> product;
+    const Group &group = s.summing;
     if (!output_.data || !group.tiles) return product;
     const Block &b = *group.block;
     product.a = reinterpret_cast<const char *>(b.values + group.base * shape_.value_row());
@@ -371,13 +384,22 @@ class Pipeline {
     product.a_part = kTileBytes * shape_.width;
     product.b = reinterpret_cast<const char *>(group.weights);
     product.b_part = kGroupPart * 4;
-    product.c = reinterpret_cast<char *>(b.output);
+    product.c = reinterpret_cast<char *>(kParts > 2 && group.add ? s.staging : b.output);
     product.width = b.rows.width * 4;
     product.tiles_m = static_cast<int>(shape_.width / kTileRows);
     product.tiles_n = b.rows.width / kTileRows;
     product.depth = group.keys / kDepth;
-    product.add = group.add;
+    product.add = kParts < 3 && group.add;
     return product;
+  }
+
+  // Long sums in float32 are exact only if made of short ones.
+  void add_sums(const Block &b, const float *sums) const {
+    if (!output_.data) return;
+    const int64_t count = shape_.width * b.rows.width;
+    for (int64_t i = 0; i < count; i += kLanes<float>) {
+      store(b.output + i, load(b.output + i) + load(sums + i));
+    }
   }
 
   // What is left to do to the scores of s.now before they can become weights.

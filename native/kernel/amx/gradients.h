@@ -75,7 +75,7 @@ class GradientMaker {
         F w[2], d[2];
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
-          const F weight = power(fma(load(from.scores + at + i * L), unit, shift[i]));
+          const F weight = power_of_2<kParts>(fma(load(from.scores + at + i * L), unit, shift[i]));
           F factor = broadcast(1.f);
           if (!kPlain && from.factors) factor = load(from.factors + at + i * L);
           w[i] = kPlain ? weight : weight * factor;
@@ -105,9 +105,6 @@ class GradientMaker {
       }
     }
   }
-
-  // As exact as the parts.
-  static REGARD_INLINE F power(F x) { return kParts > 2 ? exp2(x) : short_exp2(x); }
 
   GradientScores from_;
   GradientOperands<kParts> to_;

@@ -148,7 +148,7 @@ inline float pack_queries(const regard_problem &p, const Rows<float> &rows, uint
         const auto parts = load_parts<kParts>(at, p.head_size - d, p.dtype);
         for (int n = 0; n < kParts; ++n) square[n][i] = {_mm512_castsi512_ps(parts.part[n])};
       }
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int n = 0; n < kParts; ++n) {
         transpose_registers<float>(square[n]);
         float *at = pairs + (n * depth + d) / 2 * rows.width + r;

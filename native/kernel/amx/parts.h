@@ -14,7 +14,8 @@ namespace REGARD_NAMESPACE {
 // Depth of a tile: elements of a row of the left side.
 constexpr int64_t kDepth = kTileBytes / sizeof(uint16_t);
 
-// How many parts the elements of a problem have on the matrix unit; 0: they are not for it.
+// How many parts the elements of a problem have on the matrix unit; 0: they are not for it. Three
+// parts are exactly a float32, and their products no less exact than those of float32.
 inline int parts_of(const regard_problem &p) {
   switch (p.dtype) {
     case REGARD_BFLOAT16:
@@ -22,7 +23,7 @@ inline int parts_of(const regard_problem &p) {
     case REGARD_FLOAT16:
       return 2;
     case REGARD_FLOAT32:
-      return p.precision == REGARD_HIGH ? 2 : 0;
+      return p.precision == REGARD_HIGH ? 2 : 3;
     default:
       return 0;
   }

@@ -15,6 +15,12 @@ constexpr float kShortExp2[] = {1.00000259337069f, 0.69300384446999f, 0.24144275
 
 REGARD_INLINE F short_exp2(F x) { return scale_exp2(polynomial(kShortExp2, fraction(x)), x); }
 
+// 2^x, as exact as elements of so many parts.
+template <int kParts>
+REGARD_INLINE F power_of_2(F x) {
+  return kParts > 2 ? exp2(x) : short_exp2(x);
+}
+
 // Two vectors rounded to nearest even, interleaved: a pair in each lane.
 REGARD_INLINE __m512i pair_bfloat16(F even, F odd) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
@@ -71,6 +77,7 @@ struct Weights : Softmax<float> {
   float raised[kBlock<float>];   // pivots times unit: whole numbers, or -inf
   float shift[kBlock<float>];    // to be added to unit * score
   float rounded[kBlock<float>];  // `sum` of the upper parts
+  float lost[kBlock<float>];     // what `sum` has too much because it was rounded
   bool exact = false;            // outputs are divided by `sum`, not by `rounded`
   bool bounded = false;          // scores are known to be finite and small: pivots stay at 0
   bool wild = false;             // some score that was taken for finite is not
@@ -82,6 +89,7 @@ struct Weights : Softmax<float> {
     std::fill_n(raised, width, start);
     std::fill_n(shift, width, 0.f);
     std::fill_n(rounded, width, 0.f);
+    std::fill_n(lost, width, 0.f);
     wild = false;
   }
 
@@ -93,6 +101,14 @@ struct Weights : Softmax<float> {
   }
   // What rounding added to a row's sum.
   float missing(int r) const { return exact ? 0 : rounded[r] - sum[r]; }
+
+  // The weights of a tile, and their upper parts, to the sums of rows r … r + 15 (after Kahan).
+  REGARD_INLINE void add(int r, F weights, F upper) {
+    const F before = load(sum + r), more = weights - load(lost + r), after = before + more;
+    store(sum + r, after);
+    store(lost + r, (after - before) - more);
+    store(rounded + r, load(rounded + r) + upper);
+  }
 
   // Moves the pivots of rows whose largest scores have left them behind. Returns whether some row
   // must be rescaled. All factors are powers of 2.
@@ -111,6 +127,7 @@ struct Weights : Softmax<float> {
       store(rescale + r, factor);
       store(sum + r, load(sum + r) * factor);
       store(rounded + r, load(rounded + r) * factor);
+      store(lost + r, load(lost + r) * factor);
       rises |= any(behind);
     }
     return rises;
@@ -144,10 +161,7 @@ class Weigher {
         unit_(broadcast(weights->unit)) {
     for (int i = 0; i < kVectors; ++i) {
       const int r = i * kLanes<float>;
-      even_[i] = load(weights->sum + r);
-      odd_[i] = broadcast(0.f);
-      rounded_[i] = load(weights->rounded + r);
-      rounded_odd_[i] = broadcast(0.f);
+      even_[i] = odd_[i] = rounded_[i] = rounded_odd_[i] = broadcast(0.f);
       shift_[i] = load(weights->shift + r);
       if (kQuick) shift_[i] = shift_[i] + broadcast(kStepsBias);
     }
@@ -169,8 +183,7 @@ class Weigher {
     while (left_ > 0) step();
     for (int i = 0; i < kVectors; ++i) {
       const int r = i * kLanes<float>;
-      store(weights_->sum + r, even_[i] + odd_[i]);
-      store(weights_->rounded + r, rounded_[i] + rounded_odd_[i]);
+      weights_->add(r, even_[i] + odd_[i], rounded_[i] + rounded_odd_[i]);
     }
     if (kQuick) weights_->wild |= any(_mm512_cmpgt_epu32_mask(wild_, _mm512_set1_epi32(0xffff)));
   }
@@ -197,7 +210,7 @@ class Weigher {
     if constexpr (kQuick) {
       quick<kVector>(even, odd);
     } else {
-      exact<kVector>(short_exp2(even), short_exp2(odd));
+      exact<kVector>(power_of_2<kParts>(even), power_of_2<kParts>(odd));
     }
   }
 
@@ -243,15 +256,20 @@ class Weigher {
     }
   }
 
-  // Upper parts are cut and lower ones rounded: fewer instructions than to round both.
+  // Upper parts are cut, which takes fewer instructions than to round them. What is left for the
+  // last of three has no more bits than it; that of two is rounded.
   REGARD_INLINE void split(F even, F odd, uint32_t *to) const {
-    const __m512i e = _mm512_castps_si512(even.v), o = _mm512_castps_si512(odd.v);
-    const __m512i half = _mm512_set1_epi32(0x8000);
-    const F even_rest = even - odd_of(e), odd_rest = odd - odd_of(o);
-    _mm512_storeu_si512(to, upper_pairs(e, o));
-    _mm512_storeu_si512(to + part_,
-                        upper_pairs(_mm512_add_epi32(_mm512_castps_si512(even_rest.v), half),
-                                    _mm512_add_epi32(_mm512_castps_si512(odd_rest.v), half)));
+#pragma GCC unroll 2
+    for (int i = 0; i + 1 < kParts; ++i) {
+      const __m512i e = _mm512_castps_si512(even.v), o = _mm512_castps_si512(odd.v);
+      _mm512_storeu_si512(to + i * part_, upper_pairs(e, o));
+      even = even - odd_of(e);
+      odd = odd - odd_of(o);
+    }
+    const __m512i half = _mm512_set1_epi32(kParts == 2 ? 0x8000 : 0);
+    _mm512_storeu_si512(to + (kParts - 1) * part_,
+                        upper_pairs(_mm512_add_epi32(_mm512_castps_si512(even.v), half),
+                                    _mm512_add_epi32(_mm512_castps_si512(odd.v), half)));
   }
 
   Weights *weights_ = nullptr;
@@ -260,7 +278,7 @@ class Weigher {
   int64_t part_ = 0, left_ = 0, rate_ = 0, credit_ = 0;
   int width_ = 0;
   bool wide_ = false, bounded_ = false;
-  // Sums so far, and what is added, for each vector of rows.
+  // Sums of these weights, and what is added to scores, for each vector of rows.
   F unit_, even_[kVectors], odd_[kVectors], rounded_[kVectors], rounded_odd_[kVectors];
   F shift_[kVectors];
   __m512i wild_;
