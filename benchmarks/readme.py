@@ -73,8 +73,9 @@ def kernels() -> str:
     note = f"""
         "limit": the share reached of what bounds the case on this machine, by a loop that does
         nothing else, in turns with it (`benchmarks/probe.cpp`): multiply-adds of float32 in
-        registers, which parts on the matrix unit may outrun; in bfloat16 both products and the exponentials with everything packed in the
-        caches; for one query, reading the very keys and values.
+        registers, which parts on the matrix unit may outrun; in bfloat16 both products and the
+        exponentials with everything packed in the caches; for one query, reading the very keys
+        and values.
         ¹ PyTorch has no such mask and is given a dense one; compiled FlexAttention takes
         {min(flex):.1f} to {max(flex):.1f} times as long as Regard. ² beside plain
         matmul–softmax–matmul, where that is faster than PyTorch's fused attention.
