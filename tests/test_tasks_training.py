@@ -72,7 +72,7 @@ def uninterrupted(tmp_path_factory):
 
 def without_time(folder):
     return [
-        {name: value for name, value in point.items() if name != "minutes"}
+        {name: value for name, value in point.items() if not name.endswith("minutes")}
         for point in curve.read(folder / "curve.jsonl")
     ]
 

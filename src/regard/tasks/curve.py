@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,27 @@ __all__ = ["Curve", "read"]
 class Curve(Callback):
     """Writes the curve; a run that goes on from a checkpoint forgets what came after that.
 
+    A point counts minutes by the clock, and minutes of processors, which say what a run cost on a
+    machine that it shared.
     tell: also print each line to stderr.
     """
 
     def __init__(self, path: Path, timer: Timer, tell: bool) -> None:
         self._path, self._timer, self._tell = path, timer, tell
         self._sum, self._count = 0.0, 0
+        self._begun = time.process_time()
 
     def state_dict(self) -> dict[str, Any]:
-        """The mean of the losses since the last validation."""
-        return {"sum": self._sum, "count": self._count}
+        """The mean of the losses since the last validation, and the processors' time."""
+        return {"sum": self._sum, "count": self._count, "seconds": self._seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with that mean."""
+        """Go on with those."""
         self._sum, self._count = state["sum"], state["count"]
+        self._begun = time.process_time() - state["seconds"]
+
+    def _seconds(self) -> float:
+        return time.process_time() - self._begun
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Drop lines of steps that are still to come."""
@@ -48,6 +56,7 @@ class Curve(Callback):
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
             "minutes": round(self._timer.time_elapsed("train") / 60, 3),
+            "processor_minutes": round(self._seconds() / 60, 3),
             "training_loss": round(self._sum / max(self._count, 1), 5),
             "validation_loss": round(float(trainer.callback_metrics["validation_loss"]), 5),
         }
