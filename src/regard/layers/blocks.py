@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from regard.errors import OptionError
 from regard.layers.cache import KeyValueCache
 from regard.layers.distances import Alibi, RelativePositions
+from regard.layers.dropout import Dropout
 from regard.layers.feedforward import Activation, FeedForward
 from regard.layers.multihead import MultiHeadAttention
 from regard.layers.rotary import Rotary
@@ -51,7 +52,7 @@ class Residual(nn.Module):
         if norm not in ("pre", "post"):
             raise OptionError(f"norm={norm!r}", '"pre" or "post"')
         self.pre = norm == "pre"
-        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.norm, self.dropout = nn.LayerNorm(width), Dropout(dropout)
 
     def enter(self, x: Tensor) -> Tensor:
         """What the part is given."""

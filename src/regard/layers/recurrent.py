@@ -13,6 +13,7 @@ from regard.layers.additive import AdditiveAttention
 from regard.layers.bilinear import BilinearAttention
 from regard.layers.cache import KeyValueCache
 from regard.layers.decoding import DecodingState
+from regard.layers.dropout import Dropout
 from regard.layers.memory import Memory
 
 __all__ = ["RecurrentEncoderDecoder", "RecurrentState"]
@@ -51,7 +52,7 @@ class RecurrentEncoderDecoder(nn.Module):
         super().__init__()
         self.source_embedding = nn.Embedding(source_vocabulary, width)
         self.target_embedding = nn.Embedding(target_vocabulary, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.encoder = nn.GRU(width, width, batch_first=True, bidirectional=True)
         self.cross = _attention(attention, width)
         self.first = nn.Linear(2 * width, width)

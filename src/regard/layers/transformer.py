@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from regard.errors import OptionError
 from regard.layers.cache import KeyValueCache
 from regard.layers.decoding import DecodingState
+from regard.layers.dropout import Dropout
 from regard.layers.memory import Memory
 from regard.layers.positions import SinusoidalPositions
 from regard.layers.stacks import Decoder, Encoder
@@ -64,7 +65,7 @@ class Transformer(nn.Module):
         )
         told = options.get("rotary") or options.get("position_bias")
         self.positions = None if told else SinusoidalPositions(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.encoder = Encoder(width, heads, layers, dropout=dropout, **options)
         self.decoder = Decoder(width, heads, layers, dropout=dropout, **options)
         self.logits = nn.Linear(width, target_vocabulary, bias=False)

@@ -29,6 +29,7 @@ from regard.tasks import checkpoints
 from regard.tasks.checkpoints import Checkpoint
 from regard.tasks.configuration import as_dict
 from regard.tasks.curve import Curve
+from regard.tasks.memory import keep_freed_memory
 from regard.tasks.task import CHANGEABLE, Task, TrainingSettings
 
 __all__ = ["Learner", "continued", "train"]
@@ -105,6 +106,7 @@ def train(
     settings: TrainingSettings = task.settings
     checkpoints_folder = folder / "checkpoints"
     checkpoints_folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     trainer = _trainer(task, settings, folder, checkpoints_folder, progress)
     learner = Learner(task)
     with warnings.catch_warnings():
