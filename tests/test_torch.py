@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -293,17 +296,6 @@ def test_negated_views_are_read_as_what_they_stand_for():
     torch.testing.assert_close(y, regard.attention(q, k, v, bias=bias, sinks=sinks))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit")
-def test_forward_mode_is_refused_and_never_forgotten():
-    q, k, v = tensors(grad=False)
-    forward = torch.autograd.forward_ad
-    with forward.dual_level():
-        dual = forward.make_dual(q, torch.ones_like(q))
-        with pytest.raises(NotImplementedError, match="jvp"):
-            regard.attention(dual, k, v)
-        assert regard.attention(q, k, v).shape == (2, 4, 6, 5)
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit", "ignore::torch.jit.TracerWarning")
 def test_traces_see_the_operator():
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -326,6 +318,19 @@ def test_traces_see_the_operator():
         torch.jit.trace(lambda q, k: regard.weights(q, k).mT @ q, given[:2])
     with pytest.raises(BackendError, match="read-out"):
         make_fx(lambda q, k: regard.weights(q, k).entropy())(*given[:2])
+
+
+def test_the_first_call_of_all_may_be_compiled():
+    code = """
+import torch, regard
+q = torch.randn(2, 3, 4, 5)
+call = torch.compile(lambda q: regard.attention(q, q, q), fullgraph=True, backend="aot_eager")
+print(*call(q).shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["2", "3", "4", "5"], done.stderr
 
 
 def test_lengths_that_torch_compile_leaves_open():
@@ -395,22 +400,6 @@ def test_second_derivatives_through_dropout_are_refused():
     y = regard.attention(q, k, v, dropout_p=0.5, dropout_seed=1)
     with pytest.raises(BackendError, match="second derivatives"):
         torch.autograd.grad(y.sum(), q, create_graph=True)
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit")
-def test_transforms_of_torch_func_are_refused_and_know_pytorchs_own_attention():
-    q, k, v = tensors(grad=False)
-    func = torch.func
-    for transform in (
-        lambda call: func.grad(lambda q: call(q).sum())(q),
-        lambda call: func.jvp(call, (q,), (q,)),
-        lambda call: func.vmap(call)(q.unsqueeze(0)),
-    ):
-        with pytest.raises(BackendError, match='pass backend="torch"'):
-            transform(lambda q: regard.attention(q, k, v))
-        with pytest.raises(BackendError, match='pass backend="torch"'):
-            transform(lambda q: regard.weights(q, k).lse())
-        transform(lambda q: regard.attention(q, k, v, backend="torch"))
 
 
 def test_a_bias_that_hides_every_key_from_a_query_leaves_no_nan():

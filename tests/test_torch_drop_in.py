@@ -115,3 +115,26 @@ def test_autocast_converts_as_it_does_for_pytorch():
 def test_a_mask_of_another_type_is_refused():
     with pytest.raises(DtypeError):
         scaled_dot_product_attention(*tensors(SHAPES["plain"]), attn_mask=HIDDEN.double())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pytorchs_own_samples(dtype):
+    pytest.importorskip("expecttest", reason="PyTorch's own tests need it")
+    from torch.testing._internal import common_methods_invocations as own
+
+    samples = list(own.sample_inputs_scaled_dot_product_attention(None, "cpu", dtype, True))
+    assert len(samples) > 20
+    for sample in samples:
+        inputs, options = (sample.input, *sample.args), sample.kwargs
+        learned = [a for a in inputs if a.requires_grad]
+        results = []
+        for function in (scaled_dot_product_attention, functional.scaled_dot_product_attention):
+            output = function(*inputs, **options)
+            gradients = torch.autograd.grad(output.sum(), learned)
+            results.append((output, *gradients))
+        if options.get("dropout_p"):  # other weights are dropped
+            assert results[0][0].shape == results[1][0].shape
+        else:
+            near = 1e-3 if dtype == torch.float32 else 1e-9  # scores reach 200 and more
+            torch.testing.assert_close(*results, rtol=near, atol=near)

@@ -124,7 +124,7 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in FUNCTIONS and not args[0].is_nested:
+        if func in FUNCTIONS and not (args[0].is_nested and args[0].layout is torch.strided):
             func = scaled_dot_product_attention
         return func(*args, **(kwargs or {}))
 

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-FRONT_ENDS[np.ndarray] = sys.modules[__name__]
+FRONT_ENDS.append((np.ndarray, sys.modules[__name__]))
 
 
 def attention(problem: Problem, backend: str | None) -> Array:

@@ -17,7 +17,9 @@ from regard.problem import make
 
 __all__ = ["FRONT_ENDS", "repeat"]
 
-FRONT_ENDS: dict[type, ModuleType] = {}  # those in use so far, by the type of their plain arrays
+# Those in use so far, by the type of their plain arrays. No dictionary: torch.compile may watch one
+# grow while it traces the first call of all, and then trips over a key that is a type.
+FRONT_ENDS: list[tuple[type, ModuleType]] = []
 
 _MOST = 256  # signatures that are kept
 _ARRAYS = "arrays"  # the signature of masks that have some: what they show is found each time
@@ -33,8 +35,11 @@ def repeat(query: Any, key: Any, value: Any, mask: Any, bias: Any, options: tupl
 
     Raises: what the long way would raise.
     """
-    front = FRONT_ENDS.get(type(query))
-    arrays = front and front.signature(query, key, value, bias)
+    kind, arrays = type(query), None
+    for known, front in FRONT_ENDS:
+        if kind is known:
+            arrays = front.signature(query, key, value, bias)
+            break
     if arrays is None:
         return None
     shown = None

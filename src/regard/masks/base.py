@@ -134,7 +134,10 @@ class Normal(Mask):
 
     def visibility(self, extent: Extent) -> Visibility:
         """As it was given."""
-        return Visibility(self.intervals, self.dense)
+        intervals, dense = (
+            None if array is None else as_numpy(array) for array in (self.intervals, self.dense)
+        )
+        return Visibility(intervals, dense)
 
 
 def as_mask(value: object) -> Mask:
@@ -180,6 +183,13 @@ def flatten(mask: Mask, first: int = 0) -> tuple[tuple[Any, ...], tuple[Any, ...
             inner, more = flatten(value, first + len(arrays))
             entries.append(("mask", inner))
             arrays.extend(more)
+        elif isinstance(value, tuple) and value and isinstance(value[0], Mask):
+            parts = []
+            for part in value:
+                inner, more = flatten(part, first + len(arrays))
+                parts.append(inner)
+                arrays.extend(more)
+            entries.append(("masks", tuple(parts)))
         elif is_array(value):
             entries.append(("array", first + len(arrays)))
             arrays.append(value)
@@ -191,10 +201,12 @@ def flatten(mask: Mask, first: int = 0) -> tuple[tuple[Any, ...], tuple[Any, ...
 def rebuild(structure: tuple[Any, ...], arrays: tuple[Any, ...]) -> Mask:
     """The mask that `flatten` took apart."""
     name, entries = structure
-    fields = []
+    fields: list[Any] = []
     for kind, content in entries:
         if kind == "mask":
             fields.append(rebuild(content, arrays))
+        elif kind == "masks":
+            fields.append(tuple(rebuild(part, arrays) for part in content))
         else:
             fields.append(arrays[content] if kind == "array" else content)
     return Mask._classes[name](*fields)

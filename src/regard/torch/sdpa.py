@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.attention.bias import CausalBias, CausalVariant
 
 from regard import api
-from regard.errors import ShapeError
+from regard.errors import OptionError, ShapeError
 from regard.masks import as_mask, causal
+from regard.torch import nested
 
 __all__ = ["FUNCTIONS", "autocast", "scaled_dot_product_attention", "split"]
 
@@ -41,6 +42,9 @@ def scaled_dot_product_attention(
     Memory is linear in length, whatever is asked for: a mask that is learned, dropout, values of
     another size, two or three dimensions.
 
+    Nested tensors of the layout torch.jagged, (B, H, lengths, D), attend sequence by sequence, in
+    one call and without padding.
+
     Args:
         query: (..., H, L, D), or (L, D).
         key: (..., H, S, D). Leading dimensions of size 1, or that are missing, are shared.
@@ -59,6 +63,12 @@ def scaled_dot_product_attention(
     Raises: regard.errors.ShapeError, DtypeError, OptionError (ValueErrors and TypeErrors).
     """
     query, key, value, attn_mask = autocast(query, key, value, attn_mask)
+    if query.is_nested or key.is_nested or value.is_nested:
+        if attn_mask is not None:
+            raise OptionError(
+                "attn_mask with nested tensors", "is_causal, or the documents of a packed sequence"
+            )
+        return nested.attention(query, key, value, is_causal, scale=scale, dropout_p=dropout_p)
     matrices = max(query.ndim, key.ndim, value.ndim) < 3
     if matrices or not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
         query, key, value = _aligned(query, key, value, enable_gqa)

@@ -27,7 +27,7 @@ from regard.frontends.torch.attention import (
 )
 from regard.frontends.torch.plain import repeated, signature
 
-FRONT_ENDS[Tensor] = sys.modules[__name__]
+FRONT_ENDS.append((Tensor, sys.modules[__name__]))
 
 __all__ = [
     "attend",

@@ -1,7 +1,8 @@
 """Which way a call on tensors takes.
 
 On another device than the CPU: PyTorch's own attention. Under torch.compile, or where tensors stand
-for others: the operators of ops.py. With gradients: autograd.py. Otherwise straight to the kernels.
+for others: the operators of ops.py. In the transforms of torch.func: transforms.py. With gradients:
+autograd.py. Otherwise straight to the kernels.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
 
 from regard import dispatch
 from regard.errors import ArrayTypeError, BackendError, DeviceError
-from regard.frontends.torch import native, ops, own
+from regard.frontends.torch import native, onnx, ops, own, transforms
 from regard.frontends.torch.autograd import Attention, Call, Transposed, needs_gradient
 from regard.problem import Problem
 
@@ -43,8 +43,8 @@ def attention(problem: Problem, backend: str | None) -> Tensor:
     problem = _whole_bias(_seeded(problem))
     if _elsewhere(problem, backend):
         output = own.output(problem)
-    elif torch.compiler.is_compiling() or _traced(problem):
-        output, _ = ops.attention(problem, backend)
+    elif (way := _seen_through(problem)) is not None:
+        output, _ = way(problem, backend)
     elif needs_gradient(problem):
         output, _ = Attention.apply(Call(problem, backend), *native.tensors_of(problem))
     else:
@@ -57,8 +57,8 @@ def attention_lse(problem: Problem, backend: str | None) -> tuple[Tensor, Tensor
     problem = _whole_bias(_seeded(problem))
     if _elsewhere(problem, backend):
         output, total = own.attention_lse(problem)
-    elif torch.compiler.is_compiling() or _traced(problem):
-        output, total = ops.attention(problem, backend)
+    elif (way := _seen_through(problem)) is not None:
+        output, total = way(problem, backend)
     else:
         output, total = Attention.apply(Call(problem, backend), *native.tensors_of(problem))
     return _in_layout(output, problem), total
@@ -72,7 +72,7 @@ def attend(
     lse None: the fields are not filled, since the output was not computed here.
     """
     problem = _whole_bias(_seeded(problem))
-    if _elsewhere(problem, backend) or torch.compiler.is_compiling() or _traced(problem):
+    if _elsewhere(problem, backend) or _seen_through(problem) is not None:
         return attention(problem, backend), None
     if needs_gradient(problem):
         output, total = Attention.apply(Call(problem, backend), *native.tensors_of(problem))
@@ -88,11 +88,10 @@ def lse(problem: Problem, backend: str | None) -> Tensor:
     problem = _whole_bias(problem.replace(value=None))
     if _elsewhere(problem, backend):
         return own.log_sum_exp(problem)
-    if not torch.compiler.is_compiling() and _traced(problem):
-        return ops.attention(problem.replace(value=problem.key[..., :0]), backend)[1]
-    total: Tensor = untraced(Attention.apply)(Call(problem, backend), *native.tensors_of(problem))[
-        1
-    ]
+    way = _seen_through(problem)
+    if way is not None:
+        return way(problem.replace(value=problem.key[..., :0]), backend)[1]
+    total: Tensor = Attention.apply(Call(problem, backend), *native.tensors_of(problem))[1]
     return total
 
 
@@ -101,6 +100,8 @@ def transposed(problem: Problem, y: Tensor, backend: str | None) -> Tensor:
     problem = _whole_bias(problem)
     if _elsewhere(problem, backend):
         return own.transposed(problem, y)
+    if _seen_through(problem) is transforms.attention:
+        return transforms.transposed(problem, y, backend)
     _refuse_trace("w.mT @ y", problem)
     tensors = native.tensors_of(problem.replace(value=y))
     result: Tensor = untraced(Transposed.apply)(problem, backend, *tensors)
@@ -127,7 +128,8 @@ def check(**arrays: Tensor | None) -> None:
             raise ArrayTypeError(
                 f"{name} of layout {array.layout}{', nested' if array.is_nested else ''}",
                 "a dense tensor",
-                "call to_dense(), or pad nested tensors and pass mask=regard.lengths(…)",
+                "call to_dense(); nested tensors of the layout torch.jagged are taken by "
+                "regard.torch.scaled_dot_product_attention, others have to be padded",
             )
     devices = {name: array.device for name, array in arrays.items() if array is not None}
     if len(set(devices.values())) > 1:
@@ -196,31 +198,23 @@ def _elsewhere(problem: Problem, backend: str | None) -> bool:
     return True
 
 
-def _traced(problem: Problem) -> bool:
-    """Whether tensors may stand for others: in traces, fake tensors, functionalize, subclasses.
-
-    An operator of ops.py is seen there; a kernel that is given addresses is not. Raises
-    BackendError in the transforms of torch.func, which know our operator's gradients no better.
-    """
-    transform = torch._C._functorch.peek_interpreter_stack()
-    if transform is not None and transform.key() != TransformType.Functionalize:
-        raise BackendError(
-            f"attention inside the transform {transform.key().name.lower()} of torch.func",
-            "plain tensors, with gradients by torch.autograd",
-            'pass backend="torch", whose expressions every transform knows',
-        )
-    return (
-        transform is not None
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or type(problem.query).__torch_dispatch__ is not Tensor.__torch_dispatch__
-    )
+def _seen_through(problem: Problem) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """What gives (output, lse) where others look on, or change what is done; None: nobody does."""
+    if onnx.exporting() and not torch.compiler.is_dynamo_compiling():
+        return onnx.attention
+    if torch.compiler.is_compiling():
+        # What is compiled inside of a transform has to be expressions that both know.
+        return own.attention if transforms.any_active() else ops.attention
+    if transforms.active():
+        return transforms.attention
+    return ops.attention if ops.traced(problem) else None
 
 
 def _refuse_trace(what: str, problem: Problem) -> None:
-    if not torch.compiler.is_compiling() and _traced(problem):
+    hidden = transforms.is_wrapped(problem) or ops.traced(problem)
+    if hidden and not torch.compiler.is_compiling():
         raise BackendError(
-            f"{what} inside a trace or on a tensor subclass",
+            f"{what} inside a trace, a transform or on a tensor subclass",
             "attention, w @ v or w.lse(), which are operators that PyTorch can see",
             "take it outside, from plain tensors",
         )

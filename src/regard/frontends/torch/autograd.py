@@ -20,20 +20,18 @@ import torch
 from torch import Tensor
 
 from regard.errors import BackendError
-from regard.frontends.torch import native, own
+from regard.frontends.torch import native, own, transforms
 from regard.masks import Mask, flatten
 from regard.problem import Problem
 
 __all__ = ["Attention", "Call", "Transposed", "needs_gradient"]
 
+# Of torch.autograd.grad(…, is_grads_batched=True): these know PyTorch's own operators alone.
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
 
 def needs_gradient(problem: Problem) -> bool:
-    """Whether anything that was given to attention requires a gradient now.
-
-    Or may have a tangent: forward mode is on, which `Attention` refuses rather than forget it.
-    """
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
+    """Whether anything that was given to attention requires a gradient now."""
     if not torch.is_grad_enabled():
         return False
     arrays = native.tensors_of(problem)
@@ -47,7 +45,7 @@ class Call:
     """
 
     def __init__(self, problem: Problem, backend: str | None) -> None:
-        self.mask, self._problem, self._backend = problem.mask, _without_tensors(problem), backend
+        self.mask, self._problem, self.backend = problem.mask, _without_tensors(problem), backend
 
     def problem(self, tensors: Sequence[Tensor | None]) -> Problem:
         """The problem with its tensors (native.ARRAYS)."""
@@ -57,8 +55,8 @@ class Call:
         """Output (None without values) and lse."""
         problem = self.problem(tensors)
         if problem.value is None:
-            return None, native.log_sum_exp(problem, self._backend)
-        output, lse = native.forward(problem, self._backend)
+            return None, native.log_sum_exp(problem, self.backend)
+        output, lse = native.forward(problem, self.backend)
         assert lse is not None
         return output, lse
 
@@ -80,7 +78,7 @@ class Call:
         if d_output is None:
             assert output is not None
             d_output = torch.zeros_like(output)
-        return native.backward(problem, output, lse, d_output, d_lse, wanted, self._backend)
+        return native.backward(problem, output, lse, d_output, d_lse, wanted, self.backend)
 
 
 class Attention(torch.autograd.Function):
@@ -102,6 +100,12 @@ class Attention(torch.autograd.Function):
         """Gradients of all tensors, in one sweep."""
         output, lse, *tensors = ctx.saved_tensors[: 2 + len(native.ARRAYS)]
         call = ctx.call
+        if any(d is not None and _is_batched(d) for d in (d_output, d_lse)):
+            with torch.enable_grad():
+                return None, *_again(call.problem(tensors), tensors, d_output, d_lse)
+        if transforms.active():
+            given = output, lse, d_output, d_lse, ctx.needs_input_grad[1:]
+            return None, *transforms.gradients(call.problem(tensors), call.backend, *given)
         if torch.is_grad_enabled():
             return None, *_again(call.problem(tensors), tensors, d_output, d_lse)
         lse = lse.contiguous()  # hooks on saved tensors may have moved it

@@ -10,18 +10,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 
 from regard.frontends.torch import native
 from regard.problem import Problem
 
-__all__ = ["attention"]
+__all__ = ["attention", "backward", "traced"]
+
+
+def traced(problem: Problem) -> bool:
+    """Whether tensors may stand for others: in traces, fake tensors, functionalize, subclasses.
+
+    An operator is seen there; a kernel that is given addresses is not.
+    """
+    transform = torch._C._functorch.peek_interpreter_stack()
+    return (
+        (transform is not None and transform.key() == TransformType.Functionalize)
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or type(problem.query).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    )
 
 
 def attention(problem: Problem, backend: str | None) -> tuple[Tensor, Tensor]:
     """(output, lse) through the operator that a tracer can see."""
-    specification, tensors = problem.flatten()
-    output, lse = _forward(list(tensors), specification, backend or "")
+    specification, arrays = problem.flatten()
+    output, lse = _forward(_tensors(arrays), specification, backend or "")
     return output, lse
+
+
+def backward(
+    problem: Problem, backend: str | None, output: Tensor, lse: Tensor, *upstream: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of all tensors of a problem, in the order of native.ARRAYS."""
+    specification, arrays = problem.flatten()
+    given = _tensors(arrays), specification, backend or "", output, lse, *upstream
+    return tuple(_backward(*given))
+
+
+def _tensors(arrays: tuple[Any, ...]) -> list[Tensor]:
+    """With the NumPy arrays of masks as tensors."""
+    return [a if isinstance(a, Tensor) else torch.tensor(a) for a in arrays]
 
 
 @torch.library.custom_op("regard::attention", mutates_args=())

@@ -11,9 +11,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from regard.errors import BackendError
+from regard.frontends.torch import masks
+from regard.masks import edge_count
 from regard.problem import Problem
 
-__all__ = ["attention_lse", "fused", "log_sum_exp", "output", "transposed"]
+__all__ = [
+    "attention",
+    "attention_lse",
+    "dense_bias",
+    "fused",
+    "log_sum_exp",
+    "output",
+    "transposed",
+]
 
 
 def fused(problem: Problem) -> bool:
@@ -36,6 +46,11 @@ def output(problem: Problem) -> Tensor:
         scale=problem.scale,
         enable_gqa=problem.key_heads != problem.extent.heads,
     )
+
+
+def attention(problem: Problem, backend: str | None) -> tuple[Tensor, Tensor]:
+    """As `attention_lse`, whatever backend was asked for."""
+    return attention_lse(problem)
 
 
 def attention_lse(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -72,7 +87,7 @@ def _weights(problem: Problem) -> tuple[Tensor, Tensor]:
     if problem.softcap:
         scores = problem.softcap * torch.tanh(scores / problem.softcap)
     if problem.bias is not None:
-        scores = scores + _dense_bias(problem, problem.bias).to(dtype)
+        scores = scores + dense_bias(problem).to(dtype)
         # What a bias hides is hidden from gradients too, or a row of −∞ makes them NaN.
         scores = scores.masked_fill(scores == -torch.inf, -torch.inf)
     seen = _seen(problem)
@@ -104,25 +119,24 @@ def _products(problem: Problem, dtype: torch.dtype) -> Tensor:
 
 def _seen(problem: Problem) -> Tensor | None:
     """Boolean, broadcasting to (*batch, H, Lq, Lk), on the query's device."""
-    seen, extent = problem.visibility, problem.extent
-    if seen.sees_everything:
+    if problem.mask is None:
         return None
-    dense = torch.from_numpy(seen.as_dense(extent.keys).copy())
-    batch = extent.batch if dense.shape[0] != 1 else (1,) * len(extent.batch)
-    return dense.reshape(*batch, *dense.shape[1:]).to(problem.query.device)
+    return masks.seen(problem.mask, problem.extent, problem.query.device)
 
 
-def _dense_bias(problem: Problem, bias: Tensor) -> Tensor:
+def dense_bias(problem: Problem) -> Tensor:
     """The bias, that of a graph's edges as an array that broadcasts to (*batch, H, Lq, Lk)."""
-    edges = problem.visibility.edges
-    if edges is None:
+    bias: Tensor = problem.bias
+    if edge_count(problem.mask) is None:
         return bias
+    edges = problem.visibility.edges
+    assert edges is not None
     queries, keys, numbers = (torch.from_numpy(a).long().to(bias.device) for a in edges.pairs)
     lead, extent = bias.shape[:-2], problem.extent
-    dense = bias.new_zeros((*lead, extent.queries, extent.keys))
+    dense = bias.new_zeros((*lead, extent.queries * extent.keys))
     each = bias.expand(*lead, 1, edges.count).reshape(*lead, edges.count)
-    dense[..., queries, keys] = each[..., numbers]
-    return dense
+    dense = dense.index_copy(-1, queries * extent.keys + keys, each[..., numbers])
+    return dense.reshape(*lead, extent.queries, extent.keys)
 
 
 def _repeat(array: Tensor, heads: int) -> Tensor:

@@ -65,14 +65,14 @@ def repeated(problem: Problem, backend: str | None) -> Repeated | None:
         return None
     problem = native.settled(problem)
     prepared = dispatch.prepare(problem, native.empty_output(problem), backend)
-    return None if prepared is None else Repeated(problem, prepared)
+    return None if prepared is None else Repeated(problem, prepared, backend)
 
 
 class Repeated:
     """A plain call for all tensors of its signature."""
 
-    def __init__(self, problem: Problem, prepared: Prepared) -> None:
-        query, self.shape = problem.query, problem.output_shape
+    def __init__(self, problem: Problem, prepared: Prepared, backend: str | None) -> None:
+        query, self.shape, self.backend = problem.query, problem.output_shape, backend
         self.prepared, self.gradient = prepared, needs_gradient(problem)
         self.heads_first = problem.layout == "BHLD"
         self.lse = (problem.extent.shape[:-1], getattr(torch, problem.accumulation_dtype))
@@ -122,7 +122,7 @@ class _Call:
     """What `Attention` asks for, of a call that is repeated."""
 
     def __init__(self, repeated: Repeated, mask: Mask | None, seen: bytes, alive: Any) -> None:
-        self.mask = mask
+        self.mask, self.backend = mask, repeated.backend
         self._repeated, self._seen, self._alive = repeated, seen, alive
 
     def problem(self, tensors: Sequence[Tensor | None]) -> Problem:
