@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -48,7 +49,24 @@ class Jax:
         return jax.grad(loss, argnums=range(len(arrays)))(*arrays)
 
 
-@pytest.fixture(params=[Numpy, Torch, Jax], ids=lambda kind: kind.name)
+class Tensorflow:
+    name = "tensorflow"
+
+    def array(self, array):
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(array)
+
+    def gradients(self, loss, arrays):
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            found = loss(*arrays)
+        return tape.gradient(found, arrays)
+
+
+@pytest.fixture(params=[Numpy, Torch, Jax, Tensorflow], ids=lambda kind: kind.name)
 def front(request):
     name = request.param.name
     if not find_spec(name):
@@ -80,6 +98,10 @@ OPTIONS = {
 
 def plain(array):
     return np.asarray(array.detach() if hasattr(array, "detach") else array)
+
+
+def summed(array):
+    return array.sum() if hasattr(array, "sum") else sys.modules["tensorflow"].reduce_sum(array)
 
 
 def close(found, expected):
@@ -127,7 +149,7 @@ def test_gradients(front, name):
 
     def loss(q, k, v, *more):
         y = regard.attention(q, k, v, **options, **dict(zip(names, more, strict=True)))
-        return (y * y).sum()
+        return summed(y * y)
 
     found = front.gradients(loss, arrays)
     step = 1e-3

@@ -44,28 +44,39 @@ def test_numpy_against_the_whole(inner, density, layout, seed):
     np.testing.assert_allclose(lse, w.lse(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["torch", "jax"])
+@pytest.mark.parametrize("name", ["torch", "jax", "tensorflow"])
 def test_gradients_against_the_whole(name):
     framework = pytest.importorskip(name)
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((1, 2, n, 4)).astype("f4") for n in (5, 9, 9)]
     seen = rng.random((5, 9)) < 0.5
     seen[0, :3] = seen[1] = False  # in one part of the keys, and in all of them
-    array = importlib.import_module("jax.numpy").asarray if name == "jax" else framework.tensor
+    array = {
+        "jax": lambda a: importlib.import_module("jax.numpy").asarray(a),
+        "torch": lambda a: framework.tensor(a),
+        "tensorflow": lambda a: framework.constant(a),
+    }[name]
+    total = framework.reduce_sum if name == "tensorflow" else lambda a: a.sum()
     seen = array(seen)
 
     def merged(q, k, v):
         output, lse = in_parts(q, k, v, seen, [0, 3, 3, 9])
-        return (output**2).sum() + lse[..., 2:].sum()
+        return total(output**2) + total(lse[..., 2:])
 
     def whole(q, k, v):
         w = regard.weights(q, k, mask=seen)
-        return ((w @ v) ** 2).sum() + w.lse()[..., 2:].sum()
+        return total((w @ v) ** 2) + total(w.lse()[..., 2:])
 
     results = []
     for function in (merged, whole):
         if name == "jax":
             found = framework.grad(function, argnums=(0, 1, 2))(*map(array, arrays))
+        elif name == "tensorflow":
+            found = [array(a) for a in arrays]
+            with framework.GradientTape() as tape:
+                tape.watch(found)
+                result = function(*found)
+            found = tape.gradient(result, found)
         else:
             found = [array(a).requires_grad_() for a in arrays]
             found = framework.autograd.grad(function(*found), found)

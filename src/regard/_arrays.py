@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["as_numpy", "dtype_name", "is_array"]
+__all__ = ["as_it_is", "as_numpy", "dtype_name", "is_array"]
 
 
 def is_array(value: object) -> bool:
@@ -15,8 +15,14 @@ def is_array(value: object) -> bool:
 
 
 def dtype_name(array: Any) -> str:
-    """The element type's plain name: "float32" for NumPy's, PyTorch's and JAX's alike."""
-    return str(array.dtype).rpartition(".")[2]
+    """The element type's plain name: "float32" for every framework's."""
+    name = getattr(array.dtype, "name", None)  # PyTorch's types have none
+    return name if isinstance(name, str) else str(array.dtype).rpartition(".")[2]
+
+
+def as_it_is(array: Any) -> Any:
+    """The array: for front ends that need no more than that."""
+    return array
 
 
 def as_numpy(array: Any) -> np.ndarray[Any, Any]:

@@ -33,7 +33,6 @@ from regard.dispatch import Plan
 from regard.frontends import front_end
 from regard.frontends.repeated import repeat
 from regard.operator import AttentionWeights
-from regard.problem import make
 from regard.score import arrays_of
 
 __all__ = ["attention", "plan", "scores", "weights"]
@@ -83,7 +82,7 @@ def attention(
             return output
     given = {"bias": bias, "sinks": sinks, **arrays_of(score)}
     front = front_end(query=query, key=key, value=value, **given)
-    problem = make(
+    problem = front.make(
         query,
         key,
         value,
@@ -98,7 +97,7 @@ def attention(
         layout=layout,
         precision=precision,
     )
-    return front.attention(problem, backend)
+    return front.leave(front.attention(problem, backend))
 
 
 def weights(
@@ -127,7 +126,7 @@ def weights(
         AttentionWeights, which refers to query and key and copies neither.
     """
     front = front_end(query=query, key=key, bias=bias, sinks=sinks, **arrays_of(score))
-    problem = make(
+    problem = front.make(
         query,
         key,
         mask=mask,
@@ -161,5 +160,5 @@ def plan(query: Any, key: Any, value: Any, *, backend: str | None = None, **opti
         sinks=options.get("sinks"),
         **arrays_of(options.get("score")),
     )
-    made: Plan = front.plan(make(query, key, value, **options), backend)
+    made: Plan = front.plan(front.make(query, key, value, **options), backend)
     return made

@@ -13,7 +13,12 @@ from regard.problem import LAYOUTS
 
 __all__ = ["merge"]
 
-_NAMESPACES = {"numpy": "numpy", "torch": "torch", "jax": "jax.numpy"}
+_NAMESPACES = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "jax": "jax.numpy",
+    "tensorflow": "tensorflow.experimental.numpy",
+}
 
 
 def merge(outputs: Sequence[Any], lses: Sequence[Any], *, layout: str = "BHLD") -> tuple[Any, Any]:
@@ -52,22 +57,25 @@ def merge(outputs: Sequence[Any], lses: Sequence[Any], *, layout: str = "BHLD") 
     # Not logaddexp: where all parts are −∞ its gradient is NaN.
     top = functools.reduce(space.maximum, lses)
     blind = top == -space.inf
-    top = space.where(blind, 0.0, top)
+    top = space.where(blind, space.zeros_like(top), top)
     shares = [space.exp(lse - top) for lse in lses]
-    total = space.where(blind, 1.0, sum(shares))
+    total = space.where(blind, space.ones_like(top), sum(shares))
     output = sum(
-        _over_rows(share / total, layout) * part
+        _over_rows(share / total, layout, space) * _cast(part, total.dtype, space)
         for share, part in zip(shares, outputs, strict=True)
     )
-    lse = space.where(blind, -space.inf, space.log(total) + top)
-    dtype = outputs[0].dtype
-    return output.to(dtype) if hasattr(output, "to") else output.astype(dtype), lse
+    lse = space.where(blind, space.full_like(top, -space.inf), space.log(total) + top)
+    return _cast(output, outputs[0].dtype, space), lse
 
 
-def _over_rows(share: Any, layout: str) -> Any:
+def _over_rows(share: Any, layout: str, space: Any) -> Any:
     """(B, H, Lq) as it broadcasts to outputs."""
     share = share[..., None]
-    return share if layout == "BHLD" else share.swapaxes(-3, -2)
+    return share if layout == "BHLD" else space.swapaxes(share, -3, -2)
+
+
+def _cast(array: Any, dtype: Any, space: Any) -> Any:
+    return array.to(dtype) if hasattr(array, "to") else space.asarray(array, dtype)
 
 
 def _check(output: Any, lse: Any, first: Any, layout: str) -> None:

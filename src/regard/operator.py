@@ -103,7 +103,7 @@ class AttentionWeights(ReadOuts):
         """log Σ_j exp s_ij, the sink's score among them: (B, H, Lq), differentiable."""
         self._check_fresh()
         total = self._front.lse(self._problem, self._backend)
-        return total.reshape((*self._lead, total.shape[-1]))
+        return self._front.leave(total.reshape((*self._lead, total.shape[-1])))
 
     def rows(self, queries: Any) -> Any:
         """The weights of some queries: (B, H, n, Lk) for indices (n,)."""
@@ -303,6 +303,7 @@ class AttentionWeights(ReadOuts):
     def _enter_layout(self, array: Any, shared_heads: int, name: str) -> Any:
         """values or y as (*batch, heads, L, size): one matrix (L, C) serves all heads."""
         front_end(query=self._problem.query, **{name: array})
+        array = self._front.enter(array)
         batch = self._problem.extent.batch
         if len(array.shape) == 2:
             return self._front.broadcast(array, (*batch, shared_heads, *array.shape))
@@ -322,11 +323,11 @@ class AttentionWeights(ReadOuts):
     def _leave_layout(self, output: Any) -> Any:
         """The output without the dimensions that were indexed away."""
         if all(self._axes):
-            return output
+            return self._front.leave(output)
         size, queries = output.shape[-1], self._problem.extent.queries
         blhd = self._problem.layout == "BLHD" and self._axes[-1]
         heads_and_queries = (queries, self._lead[-1]) if blhd else (*self._lead[-1:], queries)
-        return output.reshape((*self._lead[:-1], *heads_and_queries, size))
+        return self._front.leave(output.reshape((*self._lead[:-1], *heads_and_queries, size)))
 
     def _current_versions(self) -> tuple[Any, ...]:
         return tuple(self._front.version(array) for array in self._watched)
@@ -370,7 +371,7 @@ class Transposed:
         result = weights._front.transposed(problem, y, weights._backend)
         result = result.reshape((*weights._lead, *result.shape[-2:]))
         blhd = problem.layout == "BLHD" and weights._axes[-1]
-        return result.swapaxes(-3, -2) if blhd else result
+        return weights._front.leave(result.swapaxes(-3, -2) if blhd else result)
 
     def __repr__(self) -> str:
         return f"{self.mT!r}, transposed"

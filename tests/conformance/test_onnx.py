@@ -20,6 +20,28 @@ def test_case(case: Case, kernel: str):
     def call(name):
         return functools.partial(getattr(regard, name), backend=kernel)
 
+    check(case, call)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_case_on_tensorflow(case: Case):
+    tf = pytest.importorskip("tensorflow")
+
+    def tensor(given):
+        return tf.constant(given) if isinstance(given, np.ndarray) else given
+
+    def call(name):
+        def run(*arrays, **options):
+            options = {key: tensor(given) for key, given in options.items()}
+            found = getattr(regard, name)(*map(tensor, arrays), **options)
+            return found if isinstance(found, regard.AttentionWeights) else found.numpy()
+
+        return run
+
+    check(case, call)
+
+
+def check(case: Case, call):
     actual = attention(case.inputs, case.attributes, call)
     rtol, atol = TOLERANCES[case.dtype]
     for name, expected in case.outputs.items():

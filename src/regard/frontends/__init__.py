@@ -2,6 +2,9 @@
 
 A framework is never imported for the user: it is there because their array brought it.
 
+    make(query, key, value, **options)  the problem of a call, checked (regard.problem.make)
+    enter(array)                        what the functions below and problems hold of an array
+    leave(array)                        the array again, for the caller
     attention(problem, backend)         output
     attention_lse(problem, backend)     output, log-sum-exp
     attend(problem, backend, fields)    output, log-sum-exp; a read-out's fields are filled
@@ -31,8 +34,15 @@ from regard.errors import ArrayTypeError
 
 __all__ = ["front_end"]
 
-# What a package of arrays is called, by the package that its types come from.
-_FRAMEWORKS = {"numpy": "numpy", "torch": "torch", "jax": "jax", "jaxlib": "jax"}
+# What a package of arrays is called, by the package or module that its types come from.
+_FRAMEWORKS = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "jax": "jax",
+    "jaxlib": "jax",
+    "tensorflow": "tensorflow",
+    "regard.frontends.tensorflow.held": "tensorflow",
+}
 
 
 def front_end(**arrays: Any) -> ModuleType:
@@ -63,6 +73,10 @@ def _load(framework: str) -> ModuleType:
             from regard.frontends import jax
 
             return jax
+        case "tensorflow":
+            from regard.frontends import tensorflow
+
+            return tensorflow
         case _:
             from regard.frontends import numpy
 
@@ -82,11 +96,11 @@ def _framework(name: str, array: Any) -> str:
     if torch is not None and isinstance(array, torch.Tensor):  # torch.compile cannot trace a loop
         return "torch"
     for kind in type(array).__mro__:
-        root = kind.__module__.partition(".")[0]
-        if root in _FRAMEWORKS and hasattr(array, "shape"):
-            return _FRAMEWORKS[root]
+        for name in (kind.__module__.partition(".")[0], kind.__module__):
+            if name in _FRAMEWORKS and hasattr(array, "shape"):
+                return _FRAMEWORKS[name]
     raise ArrayTypeError(
         f"{name} of type {type(array).__name__}",
-        "an array of NumPy, PyTorch or JAX",
+        "an array of NumPy, PyTorch, JAX or TensorFlow",
         "convert it, for example with numpy.asarray",
     )

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from regard import dispatch
+from regard._arrays import as_it_is as enter
+from regard._arrays import as_it_is as leave
 from regard.errors import OptionError
 from regard.frontends.repeated import FRONT_ENDS
 from regard.masks import Mask
-from regard.problem import Problem
+from regard.problem import Problem, make
 
 __all__ = [
     "attend",
@@ -22,9 +24,12 @@ __all__ = [
     "broadcast",
     "check",
     "copy",
+    "enter",
     "from_numpy",
     "host",
+    "leave",
     "lse",
+    "make",
     "plan",
     "repeated",
     "signature",

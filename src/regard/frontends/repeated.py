@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 from regard.masks import Mask, as_mask, edge_count
-from regard.problem import make
 
 __all__ = ["FRONT_ENDS", "repeat"]
 
@@ -66,7 +65,7 @@ def _first(front: Any, arrays: Any, mask: Mask | None, bias: Any, signature: Any
         return None
     *options, backend = options
     named = dict(zip(("scale", "softcap", "layout", "precision"), options, strict=True))
-    call = front.repeated(make(*arrays, mask=mask, bias=bias, **named), backend)
+    call = front.repeated(front.make(*arrays, mask=mask, bias=bias, **named), backend)
     if len(_known) >= _MOST:
         _known.clear()
     _known[signature] = call

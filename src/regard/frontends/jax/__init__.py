@@ -6,6 +6,8 @@ masks.py brings masks into their normal form, traced ones too; own.py is the pla
 devices that we have no kernels for and for second derivatives.
 """
 
+from regard._arrays import as_it_is as enter
+from regard._arrays import as_it_is as leave
 from regard.frontends.jax.attention import (
     attend,
     attention,
@@ -21,6 +23,7 @@ from regard.frontends.jax.attention import (
     untraced,
     version,
 )
+from regard.problem import make
 
 __all__ = [
     "attend",
@@ -29,9 +32,12 @@ __all__ = [
     "broadcast",
     "check",
     "copy",
+    "enter",
     "from_numpy",
     "host",
+    "leave",
     "lse",
+    "make",
     "plan",
     "transposed",
     "untraced",

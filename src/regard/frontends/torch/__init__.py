@@ -9,6 +9,8 @@ import sys
 
 from torch import Tensor
 
+from regard._arrays import as_it_is as enter
+from regard._arrays import as_it_is as leave
 from regard.frontends.repeated import FRONT_ENDS
 from regard.frontends.torch.attention import (
     attend,
@@ -26,6 +28,7 @@ from regard.frontends.torch.attention import (
     version,
 )
 from regard.frontends.torch.plain import repeated, signature
+from regard.problem import make
 
 FRONT_ENDS.append((Tensor, sys.modules[__name__]))
 
@@ -36,9 +39,12 @@ __all__ = [
     "broadcast",
     "check",
     "copy",
+    "enter",
     "from_numpy",
     "host",
+    "leave",
     "lse",
+    "make",
     "plan",
     "repeated",
     "signature",
