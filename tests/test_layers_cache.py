@@ -66,6 +66,26 @@ def test_reorder_moves_and_repeats_rows():
     assert cache.value.shape == (3, 3, 3, 5)
 
 
+def test_gradients_pass_through_reorder():
+    key = torch.randn(2, 3, 1, 4, requires_grad=True)
+    cache = KeyValueCache(key, torch.randn(2, 3, 1, 4))
+    cache.reorder(torch.tensor([1, 1]))
+    cache.key.sum().backward()
+    assert key.grad.unique().tolist() == [0.0, 2.0]
+
+
+def test_reorder_keeps_the_memory_reserved():
+    cache, given = KeyValueCache(), pieces(4)
+    for key, value in given[:3]:
+        cache.append(key, value)
+    cache.reorder(torch.tensor([1, 0]))
+    place = cache.key.data_ptr()
+    cache.append(*given[3])
+    assert cache.key.data_ptr() == place
+    expected = torch.cat([*(key.flip(0) for key, _ in given[:3]), given[3][0]], 1)
+    torch.testing.assert_close(cache.key, expected)
+
+
 def test_gradients_reach_what_was_appended_before():
     cache = KeyValueCache()
     leaves = [(key.requires_grad_(), value) for key, value in pieces(4)]

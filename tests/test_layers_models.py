@@ -127,6 +127,19 @@ def test_beams_are_rows_that_are_repeated_and_reordered(model):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [[0, 0, 2], [2, 2, 1, 1], [1, 0, 0, 0, 2], [1]], ids=str)
+def test_rows_may_be_repeated_in_any_number(model, rows):
+    source, lengths, target = sentences()
+    state = model.start(model.encode(source, lengths))
+    model.step(target[:, 0], state)
+    for order in (rows, list(reversed(range(len(rows))))):
+        state.reorder(torch.tensor(order))
+    kept = torch.tensor(rows[::-1])
+    found, _ = model.step(target[kept, 1], state)
+    expected = model(source[kept], lengths[kept], target[kept, :2])[:, -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_weights_are_those_of_the_decoder(model):
     source, lengths, target = sentences()
     logits, weights = model(source, lengths, target, return_weights=True)

@@ -16,6 +16,7 @@ import regard
 from regard.errors import BackendError, DtypeError, MaskError, OptionError, ShapeError
 from regard.frontends import repeated as memory
 from regard.frontends import torch as front
+from regard.frontends.torch import plain
 from regard.problem import make
 
 MASKS = {
@@ -64,6 +65,11 @@ def views(batch, heads, length, size):
     yield torch.randn(batch, heads, 2 * length, size + 3)[:, :, ::2, 1 : size + 1]
     yield torch.randn(1, heads, length, size).expand(batch, -1, -1, -1)
     yield torch.randn(batch, heads, size, length).mT  # which kernels must copy
+
+
+def test_what_is_plain_does_not_depend_on_the_mode_in_which_that_is_asked():
+    with torch.inference_mode():
+        assert plain._plain_keys() == plain._PLAIN
 
 
 @pytest.mark.parametrize("layout", ["BHLD", "BLHD"])

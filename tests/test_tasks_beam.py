@@ -12,7 +12,7 @@ pytest.importorskip("tokenizers")
 
 from regard.errors import OptionError  # noqa: E402
 from regard.layers import RecurrentEncoderDecoder, Transformer  # noqa: E402
-from regard.tasks.beam import search  # noqa: E402
+from regard.tasks.beam import _largest, search  # noqa: E402
 from regard.tasks.vocabulary import BEGIN, END  # noqa: E402
 
 
@@ -122,6 +122,20 @@ def test_a_sequence_without_end_is_cut_off():
     for hypotheses in search(Endless(5, 0), SOURCES, LENGTHS, beam=3, longest=7):
         assert len(hypotheses[0].tokens) == 7
         assert hypotheses[0].score == float("-inf")
+
+
+@pytest.mark.parametrize("size", [3, 64, 640, 1000, 8001])
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_the_largest_numbers_are_found_as_topk_finds_them(size, k):
+    rows = torch.randn(7, size, generator=torch.Generator().manual_seed(size + k))
+    rows[0, -1] = 9.0  # behind the last whole chunk
+    rows[1] = -torch.inf
+    rows[1, size // 2] = 0.0
+    k = min(k, size)
+    values, places = _largest(rows, k)
+    assert torch.equal(values, rows.topk(k, dim=1).values)
+    assert torch.equal(rows.gather(1, places), values)
+    assert all(len(set(row)) == k for row in places.tolist())
 
 
 @pytest.mark.parametrize("options", [{"beam": 0}, {"longest": 0}, {"length_penalty": -1.0}])

@@ -16,7 +16,11 @@ class KeyValueCache:
     Memory is reserved in advance and doubled when it is full, so that a step copies what is new and
     little more. Where keys or values require gradients, they are joined by copies instead, since
     autograd refuses to differentiate through what was overwritten.
+
+    shared: each row is looked at by so many rows of queries, one after another, as beams are.
     """
+
+    shared = 1
 
     def __init__(self, key: Tensor | None = None, value: Tensor | None = None) -> None:
         self._key, self._value = key, value
@@ -49,16 +53,31 @@ class KeyValueCache:
             self._key, self._value = self.key[:, :length], self.value[:, :length]
             self._length = self._key.shape[1]
 
-    def reorder(self, index: Tensor) -> None:
-        """Row b becomes what row index[b] was; index (B',) of integers, for beam search."""
+    def reorder(self, index: Tensor, shared: int = 1) -> None:
+        """Row b becomes what row index[b] was; index (B',) of integers, for beam search.
+
+        shared: from then on each row is for so many rows of queries.
+        """
         if self._key is not None and self._value is not None:
-            self._key, self._value = self.key[index], self.value[index]
+            self._key, self._value = (
+                _chosen(held, self._length, index) for held in (self._key, self._value)
+            )
+        self.shared = shared
 
 
 def _filled(array: Tensor | None) -> Tensor:
     if array is None:
         raise ShapeError("a cache in which nothing is yet", "keys and values", "call append first")
     return array
+
+
+def _chosen(held: Tensor, length: int, index: Tensor) -> Tensor:
+    """The rows index of held[:, :length], with as much memory behind them as there was."""
+    if torch.is_grad_enabled() and held.requires_grad:
+        return held[index, :length]
+    chosen = held.new_empty((len(index), *held.shape[1:]))
+    torch.index_select(held[:, :length], 0, index, out=chosen[:, :length])
+    return chosen
 
 
 def _appended(held: Tensor | None, length: int, new: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from regard.layers.cache import KeyValueCache
-from regard.masks import Mask, lengths
+from regard.masks import Extent, Mask, lengths, normal, visibility
 
 __all__ = ["DecodingState"]
 
@@ -21,23 +21,32 @@ class DecodingState:
 
     def __init__(self, memories: list[KeyValueCache], lengths: Tensor) -> None:
         self.memories = memories
-        self._rows = torch.arange(len(lengths), device=lengths.device)  # of the memory, by row
+        self._rows = torch.arange(len(lengths), device=lengths.device)  # of the memories, by row
         self._set_lengths(lengths)
 
     @property
-    def mask(self) -> Mask:
-        """What of the source may be seen."""
+    def mask(self) -> Mask | None:
+        """What of the source may be seen, by each row of the memories; None: everything."""
         return self._mask
 
     def reorder(self, index: Tensor) -> None:
         """Row b becomes what row index[b] was. More rows than there were repeat some: beams."""
         rows = self._rows[index]
-        if torch.equal(rows, self._rows):  # beams of one source share what is held of it
+        if torch.equal(rows, self._rows):
             return
+        held, counts = torch.unique_consecutive(rows, return_counts=True)
+        shared = int(counts[0]) if len(counts) else 1
+        if (counts != shared).any():
+            held, shared = rows, 1
         for memory in self.memories:
-            memory.reorder(index)
-        self._rows = rows
-        self._set_lengths(self._lengths[index])
+            memory.reorder(held, shared)
+        places = torch.arange(len(held), device=held.device)
+        self._rows = places.repeat_interleave(shared)
+        self._set_lengths(self._lengths[held])
 
     def _set_lengths(self, held: Tensor) -> None:
-        self._lengths, self._mask = held, lengths(keys=held)
+        self._lengths, self._mask = held, None
+        longest = len(self.memories[0]) if self.memories else 0
+        if not bool((held >= longest).all()):  # worked out here, once for all steps
+            extent = Extent((len(held),), 1, 1, longest)
+            self._mask = normal(visibility(lengths(keys=held), extent))

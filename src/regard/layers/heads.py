@@ -17,6 +17,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     *,
+    shared: int = 1,
     dropout_p: float = 0.0,
     return_weights: bool = False,
     **options: Any,
@@ -25,7 +26,11 @@ def attend(
 
     query: (B, Lq, H, D). key: (B, Lk, K, D). value: (B, Lk, K, E). The options are those of
     `regard.weights`.
+    shared: so many rows of queries, one after another, look at each row of keys, (B / shared, …);
+        mask and weights then see them as one row of shared · Lq queries.
     """
-    heads: Tensor = api.attention(query, key, value, dropout_p=dropout_p, layout="BLHD", **options)
-    weights = api.weights(query, key, layout="BLHD", **options) if return_weights else None
-    return heads.flatten(-2), weights
+    count, length, *sizes = query.shape
+    rows = query if shared == 1 else query.reshape(count // shared, shared * length, *sizes)
+    heads: Tensor = api.attention(rows, key, value, dropout_p=dropout_p, layout="BLHD", **options)
+    weights = api.weights(rows, key, layout="BLHD", **options) if return_weights else None
+    return heads.reshape(count, length, heads.shape[-2] * heads.shape[-1]), weights

@@ -110,6 +110,7 @@ class MultiHeadAttention(nn.Module):
             held.value,
             mask=mask,
             bias=bias,
+            shared=held.shared,
             dropout_p=self.dropout if self.training else 0.0,
             return_weights=return_weights,
         )

@@ -36,7 +36,11 @@ class SingleHeadAttention(nn.Module):
         held = key if isinstance(key, KeyValueCache) else self.project(key, value)
         scored = self._scored(query, held)
         output, weights = attend(
-            value=held.value, mask=mask, return_weights=return_weights, **scored
+            value=held.value,
+            shared=held.shared,
+            mask=mask,
+            return_weights=return_weights,
+            **scored,
         )
         return (output, weights) if return_weights else output
 

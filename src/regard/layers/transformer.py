@@ -113,8 +113,7 @@ class Transformer(nn.Module):
         """Logits (B, V) of the token that follows `tokens` (B,), and the state, which moved on."""
         x = self.decoder(
             self._embed(self.target_embedding, tokens[:, None], state.position),
-            state.memories,
-            mask=_CAUSAL,
+            state.memories,  # and no mask: the last position sees all before it
             memory_mask=state.mask,
             caches=state.caches,
         )

@@ -14,6 +14,7 @@ from regard.tasks.vocabulary import BEGIN, END
 __all__ = ["Hypothesis", "search"]
 
 _NONE = float("-inf")
+_CHUNK = 64  # numbers of which the largest is looked at first
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,16 @@ class _Frontier:
         return self._live[:, :, -1].reshape(-1)
 
     def advance(self, log_p: Tensor) -> Tensor | None:
-        """Take each sequence's next token by log_p (B · K, V).
+        """Take each sequence's next token by log_p (B · K, V), which is written into.
 
         Gives (B' · K,), the rows that go on, for the model's state; None where all do, in place.
         """
         self._length += 1
         count, beam = self._scores.shape
         size = log_p.shape[-1]
-        total = (self._scores[:, :, None] + log_p.view(count, beam, size)).view(count, -1)
-        # twice K: at most K of them end, so K are left to go on
-        scores, flat = total.topk(min(2 * beam, beam * size), dim=1)
+        total = log_p.view(count, beam, size).add_(self._scores[:, :, None]).view(count, -1)
+        # Twice K: at most K of them end, so K are left to go on. A greedy search that ends is over.
+        scores, flat = _largest(total, 1 if beam == 1 else min(2 * beam, beam * size))
         origin, token = flat // size, flat % size
         longer = torch.cat([_rows(self._live, origin), token[:, :, None]], dim=2)
         ends = token == END
@@ -113,9 +114,10 @@ class _Frontier:
         self._live = _rows(longer, best)
         order = origin.gather(1, best) + beam * torch.arange(count, device=flat.device)[:, None]
         going = self._going()
+        if going.all():
+            return None if beam == 1 else order.reshape(-1)
         self._drop(~going)
-        order = order[going].reshape(-1)
-        return None if beam == 1 and len(order) == count else order
+        return order[going].reshape(-1)
 
     def _finish(self, sequences: Tensor, scores: Tensor) -> None:
         """Keep the K best of the finished ones and these; a score of −inf is none."""
@@ -151,6 +153,24 @@ class _Frontier:
             if score > _NONE
         ]
         return found or [Hypothesis(self._live[row, 0, 1:].tolist(), _NONE)]
+
+
+def _largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest numbers of each row, falling, and where they are: as `topk`, sooner.
+
+    They lie in the k chunks whose largest numbers are largest, or behind the last whole chunk.
+    """
+    size = rows.shape[1]
+    chunks = size // _CHUNK
+    if chunks <= k:
+        return rows.topk(k, dim=1)
+    within = rows[:, : chunks * _CHUNK].view(len(rows), chunks, _CHUNK)
+    chosen = within.amax(-1).topk(k, dim=1, sorted=False).indices
+    places = (chosen[:, :, None] * _CHUNK + torch.arange(_CHUNK, device=rows.device)).flatten(1)
+    behind = torch.arange(chunks * _CHUNK, size, device=rows.device).expand(len(rows), -1)
+    places = torch.cat([places, behind], dim=1)
+    values, at = rows.gather(1, places).topk(k, dim=1)
+    return values, places.gather(1, at)
 
 
 def _rows(of: Tensor, index: Tensor) -> Tensor:

@@ -167,7 +167,8 @@ class _Call:
 
 def _plain_keys() -> frozenset[int]:
     """What dispatches a tensor that is memory and no more, as PyTorch itself tells it."""
-    ordinary = torch.zeros(0, device="cpu")
+    with torch.inference_mode(False):  # whatever mode it is loaded in
+        ordinary = torch.zeros(0, device="cpu")
     with torch.inference_mode():
         inference = torch.zeros(0, device="cpu")
     return frozenset(_dispatch_keys(tensor).raw_repr() for tensor in (ordinary, inference))
