@@ -135,6 +135,15 @@ def test_split_products_are_close_but_not_the_same_and_only_where_they_are_asked
     np.testing.assert_array_equal(run(make(q, k, v, precision="high"))[0], exact)
 
 
+@pytest.mark.parametrize("sizes", [(8, 550), (2, 2100)], ids=str)
+@pytest.mark.parametrize(("dtype", "precision"), KINDS)
+def test_blocks_of_rows_take_turns_at_chunks_of_keys(dtype, precision, sizes):
+    heads, queries = sizes
+    shape = (1, heads, heads, queries, 1100, 256, 256)
+    mask = regard.window(700, 300, align="lower_right")
+    check(problem(np.random.default_rng(0), shape, dtype, precision=precision, mask=mask))
+
+
 @pytest.mark.parametrize(("dtype", "precision"), KINDS)
 def test_the_same_bits_for_any_number_of_threads(dtype, precision):
     rng = np.random.default_rng(0)

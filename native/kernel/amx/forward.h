@@ -1,11 +1,12 @@
 // The forward on the matrix unit, for elements that are sums of a few bfloat16. Keys and values are
-// packed once for each head. Blocks of rows then take their keys in tiles of 64, in three steps,
-// and each round does one step of three tiles: products of the next one, weights of this one, sums
-// of values of a group of those before. The steps do not depend on one another and are cut into
-// pieces that alternate, so that the matrix unit and the vector units work at the same time; all
-// that they touch but keys and values stays in the first-level cache. Pieces must be small and
-// even: while the matrix unit works, one of the two units for multiplications of vectors rests, and
-// what is not interleaved takes twice as long.
+// packed once for each head. Blocks of rows, several by turns where keys and values are too many
+// for the second-level cache, then take their keys in tiles of 64, in three steps, and each round
+// does one step of three tiles: products of the next one, weights of this one, sums of values of a
+// group of those before. The steps do not depend on one another and are cut into pieces that
+// alternate, so that the matrix unit and the vector units work at the same time; all that they
+// touch but keys and values stays in the first-level cache. Pieces must be small and even: while
+// the matrix unit works, one of the two units for multiplications of vectors rests, and what is not
+// interleaved takes twice as long.
 #ifndef REGARD_KERNEL_AMX_FORWARD_H
 #define REGARD_KERNEL_AMX_FORWARD_H
 
@@ -18,8 +19,11 @@ constexpr int64_t kRoundKeys = 2 * kDepth;
 constexpr int kGroupRounds = 2;
 constexpr int64_t kGroupPart = kGroupRounds * kRoundKeys / 2 * kBlockRows;  // of their weights
 
-// Blocks of rows on their way: one in each step.
-constexpr int kBlocks = 3;
+// Blocks of rows that take turns at a chunk of keys, and those that may still be on their way when
+// the next ones begin: one in each later step.
+constexpr int kTurns = 8, kBlocks = kTurns + 2;
+// Packed keys and values of a chunk, at most: half of a second-level cache of 2 MiB.
+constexpr int64_t kChunkBytes = int64_t{1} << 20;
 static_assert(kBlockRows * kRoundKeys * kGroupRounds <= kTileSize<float>, "as Sight's buffers are");
 
 // Scores within so many powers of 2 of 1 need no largest score to be subtracted: their weights and
@@ -53,7 +57,12 @@ class Pipeline {
         quick_(kParts == 1 && !lse && !(p.dropout > 0)),
         cut_(p, kBlockRows),
         shape_(p, kParts),
-        packer_(p) {}
+        packer_(p) {
+    const int64_t bytes = shape_.keys * (shape_.key_row() + shape_.value_row()) * 2;
+    chunks_ = (bytes + kChunkBytes - 1) / kChunkBytes;
+    const int64_t few = cut_.count(p) / kLeastTasks;
+    turns_ = chunks_ == 1 ? 1 : std::max<int64_t>(1, std::min<int64_t>(few, kTurns));
+  }
 
   int run() {
     if (p_.batch == 0 || p_.heads == 0 || p_.queries == 0) return REGARD_OK;
@@ -72,7 +81,7 @@ class Pipeline {
   }
 
  private:
-  static constexpr int64_t kLeastRuns = 64;
+  static constexpr int64_t kLeastRuns = 64, kLeastTasks = 64;
 
   int all_blocks(Scratch &scratch) {
     // A thread that has packed a head finds it in its cache, if there are heads enough for all.
@@ -86,7 +95,8 @@ class Pipeline {
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const int64_t all = heads + (packed_.values ? p_.batch * p_.value_heads : 0);
     parallel(all * shape_.slices(), p_.threads, &Pipeline::pack_task, this);
-    return parallel(cut_.count(p_), p_.threads, &Pipeline::block_task, this);
+    const int64_t groups = p_.heads / cut_.heads * p_.batch;
+    return parallel(groups * turns(), p_.threads, &Pipeline::turn_task, this);
   }
 
   // A block of rows. It is spoilt if a row may have come out as NaN that should not: products of
@@ -132,7 +142,7 @@ class Pipeline {
     Step now;        // whose weights come next
     Group filling, summing;
     Unstored sums;
-    int block = 0, turn = 0;  // of the blocks, and of the two buffers of scores
+    int block = 0, turn = 0;  // the next of the blocks, and of the two buffers of scores
   };
 
   static int pack_task(void *context, int64_t index) {
@@ -147,7 +157,10 @@ class Pipeline {
     return REGARD_OK;
   }
 
-  static int block_task(void *context, int64_t index) {
+  // Tasks of the blocks of a group.
+  int64_t turns() const { return (cut_.blocks + turns_ - 1) / turns_; }
+
+  static int turn_task(void *context, int64_t index) {
     const Pipeline &self = *static_cast<Pipeline *>(context);
     const regard_problem &p = self.p_;
     Scratch scratch(Scratch::kTask);
@@ -155,9 +168,12 @@ class Pipeline {
     self.allocate(s, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const MatrixUnit unit;
-    const int64_t head = index / self.cut_.blocks * self.cut_.heads;
-    self.block(s, index, self.packed_, head / (p.heads / p.key_heads),
-               head / (p.heads / p.value_heads));
+    const int64_t group = index / self.turns(), turn = index % self.turns();
+    const int64_t head = group * self.cut_.heads, blocks = self.cut_.blocks;
+    const int64_t first = group * blocks + blocks * turn / self.turns();
+    const int64_t last = group * blocks + blocks * (turn + 1) / self.turns();
+    self.blocks(s, first, last, self.packed_, head / (p.heads / p.key_heads),
+                head / (p.heads / p.value_heads));
     self.drain(s);
     return REGARD_OK;
   }
@@ -180,7 +196,10 @@ class Pipeline {
         self.packer_.keys(head, slice, packed, 0);
         if (packed.values) self.packer_.values(head, slice, packed, 0);
       }
-      for (int64_t i = 0; i < blocks; ++i) self.block(s, head * blocks + i, packed, 0, 0);
+      for (int64_t i = 0; i < blocks; i += self.turns_) {
+        self.blocks(s, head * blocks + i, head * blocks + std::min(i + self.turns_, blocks), packed,
+                    0, 0);
+      }
       self.drain(s);
     }
     return REGARD_OK;
@@ -206,19 +225,33 @@ class Pipeline {
     }
   }
 
-  void block(State &s, int64_t index, const PackedHeads &packed, int64_t key_head,
-             int64_t value_head) const {
-    s.block = (s.block + 1) % kBlocks;
-    Block &b = s.blocks[s.block];
-    if (b.tiles) drain(s);
-    b.index = index;
-    cut_.set(p_, index, &b.rows);
-    b.keys = packed.keys + key_head * shape_.key_count();
-    b.values = packed.values + value_head * shape_.value_count();
-    start(b, packed.lengths + key_head * shape_.slices());
-    sweep(s, b);
-    b.swept = true;
-    if (!b.tiles) finish(b);
+  // Blocks [first, last), all of one head's keys; kTurns at most.
+  void blocks(State &s, int64_t first, int64_t last, const PackedHeads &packed, int64_t key_head,
+              int64_t value_head) const {
+    const int place = s.block;
+    for (int64_t i = first; i < last; ++i) {
+      Block &b = s.blocks[(place + i - first) % kBlocks];
+      if (b.tiles) drain(s);
+      b.index = i;
+      cut_.set(p_, i, &b.rows);
+      b.keys = packed.keys + key_head * shape_.key_count();
+      b.values = packed.values + value_head * shape_.value_count();
+      start(b, packed.lengths + key_head * shape_.slices());
+    }
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      for (int64_t i = first; i < last; ++i) {
+        Block &b = s.blocks[(place + i - first) % kBlocks];
+        sweep(s, b, edge(chunk), edge(chunk + 1));
+        b.swept = chunk + 1 == chunks_;
+        if (b.swept && !b.tiles) finish(b);
+      }
+    }
+    s.block = static_cast<int>((place + last - first) % kBlocks);
+  }
+  // Where a chunk of keys begins: with a group of tiles.
+  int64_t edge(int64_t chunk) const {
+    constexpr int64_t group = kGroupRounds * kRoundKeys;
+    return chunk == chunks_ ? p_.keys : p_.keys * chunk / chunks_ / group * group;
   }
 
   void start(Block &s, const float *lengths) const {
@@ -241,12 +274,13 @@ class Pipeline {
     s.weights.reset(unit, s.rows.width);
   }
 
-  // All tiles of a block of rows.
-  void sweep(State &s, Block &b) const {
+  // All tiles of a block of rows that lie within keys [from, to).
+  void sweep(State &s, Block &b, int64_t from, int64_t to) const {
     const bool hides = p_.intervals.data || p_.mask.data;
-    const int64_t first = b.sight.first() / kRoundKeys * kRoundKeys;
-    for (int64_t g = first; g < b.sight.last(); g += kGroupRounds * kRoundKeys) {
-      const int64_t stop = std::min(g + kGroupRounds * kRoundKeys, p_.keys);
+    const int64_t first = std::max(from, b.sight.first() / kRoundKeys * kRoundKeys);
+    const int64_t last = std::min(to, b.sight.last());
+    for (int64_t g = first; g < last; g += kGroupRounds * kRoundKeys) {
+      const int64_t stop = std::min(g + kGroupRounds * kRoundKeys, to);
       int64_t begin = g, end = stop;
       bool whole = !hides;
       // Looks at a dense mask are dear, and are left to the tiles.
@@ -257,7 +291,7 @@ class Pipeline {
         if (view == View::kNone) continue;
       }
       for (int64_t j = begin / kRoundKeys * kRoundKeys; j < end; j += kRoundKeys) {
-        tile(s, b, j, std::min(j + kRoundKeys, p_.keys), whole);
+        tile(s, b, j, std::min(j + kRoundKeys, to), whole);
       }
     }
   }
@@ -495,6 +529,7 @@ class Pipeline {
   HeadPacker<kParts> packer_;
   PackedHeads packed_;
   int64_t run_ = 1;            // heads of a task
+  int64_t chunks_, turns_;     // of keys; blocks that take turns at them
   uint8_t *spoilt_ = nullptr;  // which blocks are
 };
 
