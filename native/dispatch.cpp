@@ -93,6 +93,14 @@ std::atomic<const Kernels *> &chosen() {
 
 bool floating(int dtype) { return dtype >= REGARD_FLOAT32 && dtype <= REGARD_BFLOAT16; }
 
+// Whether a bias by distance, if it is one, is as the contract has it.
+bool valid_distances(const regard_problem &p) {
+  const int dtype = p.dtype == REGARD_FLOAT64 ? REGARD_FLOAT64 : REGARD_FLOAT32;
+  const regard_grid &b = p.bias;
+  return !b.data || b.query_stride >= 0 ||
+         (b.query_stride == -1 && b.key_stride == 1 && p.bias_dtype == dtype);
+}
+
 bool valid(const regard_problem *p) {
   if (!p || p->batch < 0 || p->heads < 0 || p->queries < 0 || p->keys < 0) return false;
   if (p->key_heads <= 0 || p->heads % p->key_heads != 0) return false;
@@ -101,6 +109,7 @@ bool valid(const regard_problem *p) {
   if (!floating(p->dtype)) return false;
   if (p->precision != REGARD_HIGHEST && p->precision != REGARD_HIGH) return false;
   if (p->bias.data && p->bias_dtype != p->dtype && p->bias_dtype != REGARD_FLOAT32) return false;
+  if (!valid_distances(*p)) return false;
   if (p->intervals.data && p->intervals.count < 1) return false;
   if (!(p->softcap >= 0) || !(p->dropout >= 0 && p->dropout < 1) || p->threads < 0) return false;
   if (p->score < REGARD_DOT || p->score > REGARD_ADDITIVE_LEAKY_RELU) return false;
@@ -121,6 +130,8 @@ bool valid(const regard_problem &p, const regard_gradients &g) {
     if (!g.lse || (scores && !g.output.data)) return false;
   }
   if (g.d_vector && p.score == REGARD_DOT) return false;
+  const bool by_distance = p.bias.data && p.bias.query_stride < 0;
+  if (g.d_bias.data && by_distance != (g.d_bias.query_stride < 0)) return false;
   return (!g.d_sinks || p.sinks) && (!g.d_bias.data || p.bias.data);
 }
 
@@ -129,6 +140,11 @@ bool valid(const regard_edges *e) {
     return false;
   const bool listed = e->query_keys && e->query_edges && e->key_queries && e->key_edges;
   return e->count == 0 || listed;
+}
+
+bool valid_graph(const regard_problem *p, const regard_edges *edges) {
+  if (!valid(p) || p->score != REGARD_DOT || !valid(edges)) return false;
+  return !p->bias.data || p->bias.query_stride >= 0;
 }
 
 bool valid(const regard_readouts_request &q) {
@@ -200,7 +216,7 @@ int regard_graph_forward(const regard_problem *problem, const regard_edges *edge
                          const regard_array *output, void *lse, void *weights) {
   const Kernels *kernels = chosen().load();
   if (!kernels) return REGARD_UNKNOWN_ISA;
-  if (!valid(problem) || problem->score != REGARD_DOT || !valid(edges)) return REGARD_BAD_ARGUMENT;
+  if (!valid_graph(problem, edges)) return REGARD_BAD_ARGUMENT;
   const regard_array absent = {};
   const regard_array &y = output ? *output : absent;
   if (y.data && !problem->value.data && needs_value(*problem)) return REGARD_BAD_ARGUMENT;
@@ -211,7 +227,7 @@ int regard_graph_backward(const regard_problem *problem, const regard_edges *edg
                           const regard_gradients *gradients) {
   const Kernels *kernels = chosen().load();
   if (!kernels) return REGARD_UNKNOWN_ISA;
-  if (!valid(problem) || problem->score != REGARD_DOT || !valid(edges)) return REGARD_BAD_ARGUMENT;
+  if (!valid_graph(problem, edges)) return REGARD_BAD_ARGUMENT;
   if (!gradients || !valid(*problem, *gradients)) return REGARD_BAD_ARGUMENT;
   return kernels->graph_backward(*problem, *edges, *gradients);
 }

@@ -74,7 +74,10 @@ def _plain(prob: Problem) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 def _bias(prob: Problem, bias: torch.Tensor) -> torch.Tensor:
-    """That of a graph's edges as a dense array."""
+    """That of a graph's edges, or of distances, as a dense array."""
+    if prob.by_distance:
+        queries, keys = (torch.arange(n) for n in prob.extent.shape[-2:])
+        return bias[..., 0, keys - queries[:, None] + len(queries) - 1]
     edges = prob.visibility.edges
     if edges is None:
         return bias

@@ -170,6 +170,11 @@ REGARD_INLINE G zip_high(G a, G b) {
   return {_mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x31)};
 }
 
+REGARD_INLINE F reverse(F a) {
+  return {_mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(7, 6, 5, 4, 3, 2, 1, 0))};
+}
+REGARD_INLINE G reverse(G a) { return {_mm256_permute4x64_pd(a.v, 0x1b)}; }
+
 // Conversions of kLanes<float> halves at most; n counts those that exist.
 REGARD_INLINE __m128i load_halves(const uint16_t *p, int64_t n) {
   if (n >= 8) return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));

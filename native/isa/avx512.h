@@ -125,6 +125,14 @@ REGARD_INLINE G zip_high(G a, G b) {
   return {_mm512_permutex2var_pd(a.v, index, b.v)};
 }
 
+REGARD_INLINE F reverse(F a) {
+  const __m512i order = _mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return {_mm512_permutexvar_ps(order, a.v)};
+}
+REGARD_INLINE G reverse(G a) {
+  return {_mm512_permutexvar_pd(_mm512_setr_epi64(7, 6, 5, 4, 3, 2, 1, 0), a.v)};
+}
+
 // Conversions of kLanes<float> halves at most; n counts those that exist.
 REGARD_INLINE __m256i load_halves(const uint16_t *p, int64_t n) {
   // Masked loads of halves cost more than one instruction.

@@ -192,6 +192,15 @@ REGARD_INLINE Vec<T> zip_high(Vec<T> a, Vec<T> b) {
   }
 }
 
+template <class T>
+REGARD_INLINE Vec<T> reverse(Vec<T> a) {
+  if constexpr (std::is_same_v<T, float>) {
+    return {Float4{a.v[3], a.v[2], a.v[1], a.v[0]}};
+  } else {
+    return {Double2{a.v[1], a.v[0]}};
+  }
+}
+
 }  // namespace baseline
 }  // namespace regard
 

@@ -8,6 +8,14 @@ namespace REGARD_NAMESPACE {
 // Whether scores are the scaled products themselves: then the scale is left to the exponential.
 inline bool plain(const regard_problem &p) { return p.softcap == 0 && !p.bias.data; }
 
+// Whether a bias, or its gradient, has one entry for each distance of key and query.
+inline bool by_distance(const regard_grid &bias) { return bias.query_stride < 0; }
+
+// Entries of a bias by distance: distances -(Lq - 1) ... Lk - 1.
+inline int64_t distances(const regard_problem &p) {
+  return std::max<int64_t>(p.queries + p.keys - 1, 0);
+}
+
 // The soft cap of `count` products. `slope`, if not null, gets its derivative.
 template <class T>
 inline void bend(const regard_problem &p, int64_t count, T *scores, T *slope) {
@@ -56,6 +64,28 @@ inline void add_bias(const regard_problem &p, const Rows<T> &rows, int r, int64_
   }
 }
 
+// Whether rows r, r + 1, … of a vector are as many queries of one head, one after the other.
+template <class T>
+inline bool in_order(const Rows<T> &rows, int r) {
+  constexpr int kLast = kLanes<T> - 1;
+  return rows.query[r + kLast] == rows.query[r] + kLast && rows.head[r + kLast] == rows.head[r];
+}
+
+// As add_bias, by distance, for rows in order: the entries that a key's lanes need lie side by
+// side.
+template <class T>
+inline void add_distances(const regard_problem &p, const Rows<T> &rows, int r, int64_t begin,
+                          int64_t count, T factor, T *scores) {
+  const regard_grid &b = p.bias;
+  const T *from = static_cast<const T *>(b.data) + rows.batch * b.batch_stride +
+                  rows.head[r] * b.head_stride - rows.query[r] - (kLanes<T> - 1) + begin;
+  const Vec<T> f = broadcast(factor);
+  for (int64_t j = 0; j < count; ++j) {
+    T *to = scores + j * rows.width;
+    store(to, load(to) * f + reverse(load(from + j)));
+  }
+}
+
 // Products [key][row] of keys [begin, end) become scores. `slope`, if not null, gets the derivative
 // of the soft cap.
 template <class T>
@@ -66,7 +96,8 @@ inline void adjust(const regard_problem &p, const Rows<T> &rows, int64_t begin, 
   if (!p.bias.data) return;
   const T factor = bends ? T(1) : static_cast<T>(fabs(p.scale));
   for (int r = 0; r < rows.width; r += kLanes<T>) {
-    add_bias(p, rows, r, begin, end - begin, factor, scores + r);
+    const auto add = by_distance(p.bias) && in_order(rows, r) ? add_distances<T> : add_bias<T>;
+    add(p, rows, r, begin, end - begin, factor, scores + r);
   }
 }
 

@@ -91,7 +91,7 @@ class Backward : public Pieces<T, Backward<T>> {
       const Operand<T> k{keys.data + (begin - first) * keys.stride, keys.stride};
       const Operand<T> v{scores_ ? values.data + (begin - first) * values.stride : nullptr,
                          values.stride};
-      g.tile(view, k, v, begin, end, s.weights, s.d_scores, true);
+      g.tile(view, k, v, begin, end, s.weights, s.d_scores, true, s.distances);
       add_products(s, i * kBlock<T>, g.block, k, begin, end - begin, queries, d_outputs);
     }
   }

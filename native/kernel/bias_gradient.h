@@ -116,7 +116,9 @@ template <class T>
 int backward_of(const regard_problem &p, const regard_gradients &g) {
   if (p.heads == 0) return REGARD_OK;
   int status = Backward<T>(p, g).run();
-  if (status == REGARD_OK && g.d_bias.data) status = BiasGradient<T>(p, g).run();
+  // Backward has made that of a bias by distance.
+  if (status == REGARD_OK && g.d_bias.data && !by_distance(g.d_bias))
+    status = BiasGradient<T>(p, g).run();
   if (status == REGARD_OK && g.d_sinks) status = SinkGradient<T>(p, g).run();
   return status;
 }

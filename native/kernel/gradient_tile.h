@@ -44,9 +44,9 @@ class GradientBlock {
 
   // For keys [begin, end) as block.sight.look() left them: weights[key][row] after dropout, and,
   // unless null, d_scores[key][row]; with respect to the scaled product before the soft cap, or,
-  // if not `before_cap`, after it.
+  // if not `before_cap`, after it. These latter are also added to `distances`, unless null.
   void tile(View view, Operand<T> keys, Operand<T> values, int64_t begin, int64_t end, T *weights,
-            T *d_scores, bool before_cap) {
+            T *d_scores, bool before_cap, const DistanceSums<T> *distances = nullptr) {
     const regard_problem &p = *problem_;
     const int64_t count = end - begin;
     const int width = block.rows.width;
@@ -59,9 +59,9 @@ class GradientBlock {
     if (p.dropout > 0) dropout_.fill(begin, count, factors_);
     for (int r = 0; r < width; r += kLanes<T>) {
       if (view == View::kSome) {
-        lanes<true>(r, count, weights, d_scores, slope);
+        lanes<true>(r, count, weights, d_scores, slope, distances, begin);
       } else {
-        lanes<false>(r, count, weights, d_scores, slope);
+        lanes<false>(r, count, weights, d_scores, slope, distances, begin);
       }
     }
   }
@@ -69,7 +69,8 @@ class GradientBlock {
  private:
   // Scores become weights, gradients of weights those of scores. What is hidden is selected to 0.
   template <bool kSome>
-  void lanes(int r, int64_t count, T *weights, T *d_scores, const T *slope) const {
+  void lanes(int r, int64_t count, T *weights, T *d_scores, const T *slope,
+             const DistanceSums<T> *distances, int64_t begin) const {
     const int width = block.rows.width;
     const Vec<T> unit = broadcast(score_unit<T>(*problem_)), zero = broadcast<T>(0);
     const Vec<T> shift = load(shift_ + r), delta = load(delta_ + r);
@@ -84,10 +85,21 @@ class GradientBlock {
       Vec<T> d = load(d_scores + at);
       if (factors_) d = d * load(factors_ + at);
       d = weight * (d - delta);
+      if (distances) add_distance(r, weight, d, distances->at(block.rows.query[r], begin + j));
       if (slope) d = d * load(slope + at);
       if (kSome) d = select(block.sight.visible(j, r), d, zero);
       store(d_scores + at, d);
     }
+  }
+
+  // Lanes that repeat the last row do not count, nor does what is hidden.
+  void add_distance(int r, Vec<T> weight, Vec<T> d, T *sum) const {
+    const Vec<T> zero = broadcast<T>(0);
+    d = select(differ(weight, zero), d, zero);
+    if (r + kLanes<T> <= block.rows.count) return store(sum, load(sum) + d);
+    T lanes[kLanes<T>];
+    store(lanes, d);
+    for (int i = 0; r + i < block.rows.count; ++i) sum[i] += lanes[i];
   }
 
   const regard_problem *problem_ = nullptr;

@@ -30,6 +30,7 @@
 #include "kernel/readouts/pooled.h"
 #include "kernel/readouts/similarity.h"
 #include "kernel/readouts/sweep.h"
+#include "kernel/distance_sums.h"
 #include "kernel/gradient_tile.h"
 #include "kernel/pieces.h"
 #include "kernel/backward.h"

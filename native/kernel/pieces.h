@@ -12,6 +12,7 @@ struct Piece {
   int64_t first_key, last_key;  // what its queries see lies in between, in whole blocks
   T *d_key, *d_value;           // sums over its queries [key][padded size]; null if not wanted
   T *d_vector;                  // the same [padded size], of the head at hand
+  DistanceSums<T> *distances;   // where gradients of scores are to be added; null if not wanted
 };
 
 // Each piece sums gradients of keys and values over its queries; with several chunks the sums are
@@ -31,7 +32,8 @@ class Pieces {
         g_(g),
         keys_{g.d_key, p.key_heads, p.head_size, padded<T>(p.head_size), static_cast<T>(p.scale)},
         values_{g.d_value, p.value_heads, p.value_size, padded<T>(p.value_size), T(1)},
-        scores_(g.d_query.data || g.d_key.data || g.d_vector),
+        by_distance_(g.d_bias.data && by_distance(g.d_bias)),
+        scores_(g.d_query.data || g.d_key.data || g.d_vector || by_distance_),
         group_(p.heads / p.key_heads),
         rows_(round_up(p.keys, kBlock<T>)) {
     const int64_t pieces = std::max<int64_t>(1, p.batch * p.key_heads);
@@ -52,9 +54,17 @@ class Pieces {
       }
     }
     if (g_.d_vector) vectors_ = scratch.take<T>(pieces * group_ * keys_.stride);
+    if (by_distance_) {
+      distances_ = scratch.take<T>(pieces * group_ * DistanceSums<T>::finished(p_));
+    }
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-    const int status = parallel(pieces, p_.threads, &Pieces::piece_task, this);
+    int status = parallel(pieces, p_.threads, &Pieces::piece_task, this);
     if (status == REGARD_OK && vectors_) add_vectors();
+    if (status == REGARD_OK && by_distance_) {
+      const regard_grid &d = g_.d_bias;
+      const int64_t tables = (d.batch_stride ? p_.batch : 1) * (d.head_stride ? p_.heads : 1);
+      status = parallel(tables, p_.threads, &Pieces::distances_task, this);
+    }
     if (status != REGARD_OK || chunks_ == 1) return status;
     const int64_t blocks = rows_ / kBlock<T>;
     return parallel(p_.batch * p_.value_heads * blocks, p_.threads, &Pieces::add_task, this);
@@ -117,6 +127,12 @@ class Pieces {
       if (self.values_.to.data) sums[1] = scratch.take<T>(self.rows_ * self.values_.stride);
     }
     T *zeros = self.zero_row(scratch);
+    DistanceSums<T> distances;
+    if (self.by_distance_) {
+      const int64_t rows = round_up(p.queries / self.chunks_ + 1, kBlock<T>);
+      distances.allocate(p, rows, scratch);
+    }
+    s.distances = self.by_distance_ ? &distances : nullptr;
     Careful<T> careful(p, self.g_.d_output, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     self.piece(s, sums[0], sums[1], zeros, careful);
@@ -146,9 +162,11 @@ class Pieces {
       if (h % shared == 0) s.d_value = start(values_, s, s.value_head, d_values);
       s.d_vector = vectors_ ? vector_sums(s.batch, h, s.chunk) : nullptr;
       if (s.d_vector) std::fill_n(s.d_vector, keys_.stride, T(0));
+      if (s.distances) s.distances->start(first);
       for (int64_t row = first; row < last; row += Kernel::kPanelRows) {
         kernel().panel(s, h, row, std::min(last, row + Kernel::kPanelRows), careful);
       }
+      if (s.distances) s.distances->finish(p_, distance_sums(s.batch, h, s.chunk));
       if ((h + 1) % shared == 0) finish(values_, s, s.value_head, s.d_value, zeros, careful);
     }
     finish(keys_, s, s.key_head, s.d_key, zeros, careful);
@@ -210,6 +228,31 @@ class Pieces {
     }
   }
 
+  T *distance_sums(int64_t b, int64_t head, int64_t chunk) const {
+    return distances_ + ((b * p_.heads + head) * chunks_ + chunk) * DistanceSums<T>::finished(p_);
+  }
+
+  // The gradient of one table of a bias by distance, over all that share it.
+  static int distances_task(void *context, int64_t index) {
+    const Pieces &self = *static_cast<Pieces *>(context);
+    const regard_problem &p = self.p_;
+    const regard_grid &d = self.g_.d_bias;
+    const int64_t heads = d.head_stride ? p.heads : 1, b = index / heads, h = index % heads;
+    T *to = static_cast<T *>(d.data) + b * d.batch_stride + h * d.head_stride - (p.queries - 1);
+    std::fill_n(to, distances(p), T(0));
+    for (int64_t batch = b; batch < (d.batch_stride ? b + 1 : p.batch); ++batch) {
+      for (int64_t head = h; head < (d.head_stride ? h + 1 : p.heads); ++head) {
+        for (int64_t c = 0; c < self.chunks_; ++c) {
+          const T *sums = self.distance_sums(batch, head, c);
+          for (int64_t n = 0; n < distances(p); ++n) {
+            to[n] += DistanceSums<T>::finished_at(sums, p, n);
+          }
+        }
+      }
+    }
+    return REGARD_OK;
+  }
+
   // Adds up the chunks of a block of keys of one value head (and of its key head, if it is the
   // first of its value heads).
   static int add_task(void *context, int64_t index) {
@@ -256,6 +299,7 @@ class Pieces {
   const Kernel &kernel() const { return static_cast<const Kernel &>(*this); }
 
   Side keys_, values_;
+  bool by_distance_;  // a bias by distance wants a gradient
 
  protected:
   bool scores_;  // gradients of scores are wanted, not the weights alone
@@ -263,8 +307,9 @@ class Pieces {
  private:
   mutable std::atomic<bool> spoilt_{false};
   int64_t group_, rows_, chunks_;
-  Range *seen_ = nullptr;  // [batch][key head][chunk], if there are several chunks
-  T *vectors_ = nullptr;   // sums of gradients of v [batch][head][chunk][padded size], if wanted
+  Range *seen_ = nullptr;   // [batch][key head][chunk], if there are several chunks
+  T *distances_ = nullptr;  // DistanceSums of [batch][head][chunk], if wanted
+  T *vectors_ = nullptr;    // sums of gradients of v [batch][head][chunk][padded size], if wanted
 };
 
 }  // namespace REGARD_NAMESPACE

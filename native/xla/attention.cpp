@@ -4,14 +4,15 @@
 //
 //   query (B, H, Lq, D)  key (B|1, K, Lk, D)  value (B|1, K | H, Lk, E)
 //   intervals (B|1, H|1, Lq|1, n, 2) int32    mask (B|1, H|1, Lq|1, Lk|1) boolean
-//   bias (B|1, H|1, Lq|1, Lk|1)               sinks (H) of the accumulation type
+//   bias (B|1, H|1, Lq|1, Lk|1), or by distance (B|1, H|1, 1, Lq + Lk - 1)
+//   sinks (H) of the accumulation type
 //   seed (2) uint32: the low word, the high word
 //   vector (H|1, D) of the accumulation type, of additive scores
 //
 // and for the backward output (B, H, Lq, E), lse (B, H, Lq), d_output, d_lse. Results: output and
 // lse; or d_query, d_key, d_value, d_bias and d_vector (B, H, D). Attributes: blhd (int64: arrays
-// are (B, L, heads, size)), score (int64: a regard_score), dropout, negative_slope, scale and
-// softcap (float64).
+// are (B, L, heads, size)), by_distance (int64: the bias is), score (int64: a regard_score),
+// dropout, negative_slope, scale and softcap (float64).
 #include "regard/attention.h"
 
 #include <string.h>
@@ -65,9 +66,10 @@ class Call {
  public:
   Call(const CallFrame &frame, int64_t arguments, int64_t results) : frame_(frame) {
     ok_ = frame.arguments.size == arguments && frame.results.size == results &&
-          attribute("blhd", &blhd_) && attribute("scale", &problem_.scale) &&
-          attribute("softcap", &problem_.softcap) && attribute("dropout", &problem_.dropout) &&
-          attribute("score", &score_) && attribute("negative_slope", &problem_.negative_slope);
+          attribute("blhd", &blhd_) && attribute("by_distance", &by_distance_) &&
+          attribute("scale", &problem_.scale) && attribute("softcap", &problem_.softcap) &&
+          attribute("dropout", &problem_.dropout) && attribute("score", &score_) &&
+          attribute("negative_slope", &problem_.negative_slope);
     if (ok_) read();
   }
 
@@ -96,6 +98,18 @@ class Call {
     return {b.data, strides[0], strides[1], strides[2], strides[3]};
   }
 
+  // A bias or its gradient.
+  regard_grid bias(const Buffer &b) {
+    regard_grid found = grid(b);
+    if (!by_distance_ || !found.data) return found;
+    const bool wide = b.dtype == xla::kFloat64;
+    if (problem_.queries > 0) {
+      found.data = static_cast<char *>(found.data) + (problem_.queries - 1) * (wide ? 8 : 4);
+    }
+    found.query_stride = -1, found.key_stride = 1;
+    return found;
+  }
+
  private:
   void read() {
     const Buffer &q = argument(kQuery), &k = argument(kKey), &v = argument(kValue);
@@ -108,7 +122,7 @@ class Call {
     p.value_size = absent(v) ? 0 : v.dims[3];
     p.query = array(q), p.key = array(k), p.value = array(v);
     p.intervals = intervals(argument(kIntervals));
-    p.mask = grid(argument(kMask)), p.bias = grid(argument(kBias));
+    p.mask = grid(argument(kMask)), p.bias = bias(argument(kBias));
     p.sinks = data(argument(kSinks));
     p.score = static_cast<int32_t>(score_);
     if ((p.vector = data(argument(kVector))) && has_rank(argument(kVector), 2)) {
@@ -147,7 +161,7 @@ class Call {
 
   const CallFrame &frame_;
   regard_problem problem_ = {};
-  int64_t blhd_ = 0, score_ = REGARD_DOT;
+  int64_t blhd_ = 0, by_distance_ = 0, score_ = REGARD_DOT;
   bool ok_;
 };
 
@@ -166,7 +180,7 @@ int run_backward(const CallFrame &frame) {
   g.d_output = call.array(call.argument(kDOutput));
   g.lse = call.data(call.argument(kLse)), g.d_lse = call.data(call.argument(kDLse));
   g.d_query = call.array(call.result(0)), g.d_key = call.array(call.result(1));
-  g.d_value = call.array(call.result(2)), g.d_bias = call.grid(call.result(3));
+  g.d_value = call.array(call.result(2)), g.d_bias = call.bias(call.result(3));
   g.d_vector = call.data(call.result(4));
   if (!call.ok()) return REGARD_BAD_ARGUMENT;
   return regard_backward(&call.problem(), &g);

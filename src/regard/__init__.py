@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from regard import errors
 from regard.api import attention, plan, scores, weights
+from regard.bias import alibi, relative_bias, t5_bias
 from regard.masks import (
     blocks,
     causal,
@@ -40,6 +41,7 @@ __all__ = [
     "AttentionWeights",
     "Bilinear",
     "accelerate",
+    "alibi",
     "attention",
     "blocks",
     "causal",
@@ -53,7 +55,9 @@ __all__ = [
     "neighborhood",
     "plan",
     "prefix",
+    "relative_bias",
     "scores",
+    "t5_bias",
     "watch",
     "weights",
     "window",

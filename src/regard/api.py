@@ -7,7 +7,8 @@ Options that all of them take:
 
     mask      what a query may see: a boolean array (True = may attend) that broadcasts to
               (B, H, Lq, Lk), or a mask such as regard.causal(); default: everything
-    bias      added to the scores; broadcasts to (B, H, Lq, Lk)
+    bias      added to the scores; broadcasts to (B, H, Lq, Lk); or one by distance, which is never
+              a matrix: regard.alibi, regard.t5_bias or regard.relative_bias
     scale     factor on the product of query and key; default 1/√D, and 1 for Bilinear and Additive
     softcap   scores become softcap · tanh(scores / softcap), after scale, before bias and mask
     score     how queries and keys are compared: "dot", regard.Bilinear(W) or regard.Additive(…)
@@ -29,10 +30,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from regard.bias import Bias, arrays_in
 from regard.dispatch import Plan
 from regard.frontends import front_end
 from regard.frontends.repeated import repeat
 from regard.operator import AttentionWeights
+from regard.problem import Problem
 from regard.score import arrays_of
 
 __all__ = ["attention", "plan", "scores", "weights"]
@@ -80,9 +83,10 @@ def attention(
         output = repeat(query, key, value, mask, bias, options)
         if output is not None:
             return output
-    given = {"bias": bias, "sinks": sinks, **arrays_of(score)}
+    given = {"sinks": sinks, **arrays_in(bias), **arrays_of(score)}
     front = front_end(query=query, key=key, value=value, **given)
-    problem = front.make(
+    problem = _problem(
+        front,
         query,
         key,
         value,
@@ -125,8 +129,10 @@ def weights(
     Returns:
         AttentionWeights, which refers to query and key and copies neither.
     """
-    front = front_end(query=query, key=key, bias=bias, sinks=sinks, **arrays_of(score))
-    problem = front.make(
+    given = {"sinks": sinks, **arrays_in(bias), **arrays_of(score)}
+    front = front_end(query=query, key=key, **given)
+    problem = _problem(
+        front,
         query,
         key,
         mask=mask,
@@ -156,9 +162,19 @@ def plan(query: Any, key: Any, value: Any, *, backend: str | None = None, **opti
         query=query,
         key=key,
         value=value,
-        bias=options.get("bias"),
         sinks=options.get("sinks"),
+        **arrays_in(options.get("bias")),
         **arrays_of(options.get("score")),
     )
-    made: Plan = front.plan(front.make(query, key, value, **options), backend)
+    made: Plan = front.plan(_problem(front, query, key, value, **options), backend)
     return made
+
+
+def _problem(front: Any, *arrays: Any, bias: Any = None, **options: Any) -> Problem:
+    """The problem of a call; a bias by distance is made a table for its sizes."""
+    if not isinstance(bias, Bias):
+        plain: Problem = front.make(*arrays, bias=bias, **options)
+        return plain
+    problem: Problem = front.make(*arrays, **options)
+    table = bias.table(front, problem.query, problem.extent, problem.accumulation_dtype)
+    return problem.with_distances(table)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from regard._arrays import as_numpy, dtype_name
+from regard.bias import distance_count
 from regard.errors import DtypeError, MaskError, OptionError, ShapeError
 from regard.masks import (
     Extent,
@@ -48,7 +49,7 @@ class Problem:
     key: Any  # (*batch, K, Lk, D)
     value: Any  # (*batch, K | H, Lk, E), or None where only the weights matter
     mask: Mask | None
-    bias: Any  # broadcasts to (*batch, H, Lq, Lk), or None
+    bias: Any  # broadcasts to bias_extent.shape, or None
     sinks: Any  # (H,), or None
     vector: Any  # (H | 1, D): v of additive scores; None: scores are dot products
     activation: str  # of additive scores: "tanh" or "leaky_relu"
@@ -59,6 +60,7 @@ class Problem:
     dropout_seed: Any  # an integer, an array () of one, or None
     layout: str  # how the caller holds its arrays, and wants the output
     precision: str | None  # "high": float32 products may be off by about 2⁻¹⁶
+    by_distance: bool = False  # the bias is a table of distances j − i, as bias.py makes it
 
     @property
     def extent(self) -> Extent:
@@ -68,9 +70,19 @@ class Problem:
 
     @property
     def bias_extent(self) -> Extent:
-        """The sizes that a bias is broadcast to: of a graph (*batch, H, 1, edges)."""
+        """The sizes that a bias is broadcast to: (*batch, H, Lq, Lk).
+
+        Of a graph (*batch, H, 1, edges), by distance (*batch, H, 1, Lq + Lk − 1).
+        """
         count, extent = edge_count(self.mask), self.extent
+        if self.by_distance:
+            count = distance_count(extent)
         return extent if count is None else Extent(extent.batch, extent.heads, 1, count)
+
+    @property
+    def distance_0(self) -> int | None:
+        """Of a bias by distance, which of its entries stands for j − i = 0; else None."""
+        return max(self.extent.queries - 1, 0) if self.by_distance else None
 
     @property
     def key_heads(self) -> int:
@@ -162,6 +174,16 @@ class Problem:
         _check_sizes(self.query, self.key, value)
         return self.replace(value=value)
 
+    def with_distances(self, table: Any) -> Problem:
+        """The same problem with a bias by distance, as `Bias.table` makes it. Raises: MaskError."""
+        if edge_count(self.mask) is not None:
+            raise MaskError(
+                "a bias by distance along the edges of a graph",
+                "an array (B, H, 1, edges)",
+                "pass bias= the number of each edge's distance",
+            )
+        return self.replace(bias=table, by_distance=True)
+
     def flatten(self) -> tuple[str, tuple[Any, ...]]:
         """(specification, arrays): a hashable text and a flat tuple, to cross a tracer's border."""
         structure, mask_arrays = (None, ()) if self.mask is None else flatten(self.mask)
@@ -173,7 +195,7 @@ class Problem:
         given = (self.negative_slope, self.scale, self.softcap, self.dropout_p)
         numbers = tuple(number.hex() for number in given)
         arrays = tuple(a for a, here in zip(fixed, present, strict=True) if here)
-        how = (self.layout, self.precision)
+        how = (self.layout, self.precision, self.by_distance)
         specification = (present, structure, self.activation, numbers, seed, *how)
         return repr(specification), arrays + mask_arrays
 

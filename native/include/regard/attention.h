@@ -52,6 +52,9 @@ typedef struct {
 } regard_array;
 
 // An array (B, H, Lq, Lk), broadcast by zero strides. key_stride is 0 or 1. data NULL: absent.
+// A bias by distance has query_stride -1 and key_stride 1: all pairs with the same j - i share an
+// entry. Its Lq + Lk - 1 entries (of the accumulation type) stand for the distances
+// -(Lq - 1) ... Lk - 1, and data points to that of distance 0.
 typedef struct {
   void *data;
   int64_t batch_stride, head_stride, query_stride, key_stride;
@@ -80,7 +83,7 @@ typedef struct {
   regard_array query, key, value;
   regard_intervals intervals;
   regard_grid mask;    // uint8: nonzero = may attend; holds in addition to the intervals
-  regard_grid bias;    // of type bias_dtype
+  regard_grid bias;    // of type bias_dtype; may be by distance
   const void *sinks;   // (H) of the accumulation type, contiguous; NULL: none
   int32_t dtype;       // of query, key, value, output and their gradients
   int32_t bias_dtype;  // dtype, or REGARD_FLOAT32
@@ -106,9 +109,11 @@ typedef struct {
   regard_array output, d_output;         // (B, H, Lq, E); output absent if d_value alone is wanted
   const void *lse, *d_lse;               // d_lse NULL: 0
   regard_array d_query, d_key, d_value;  // shapes of query, key, value; written, not added to
-  regard_grid d_bias;  // float32 (float64 for float64); broadcast dimensions are summed; written
-  void *d_sinks;       // (H), accumulation type
-  void *d_vector;      // (B, H, D), contiguous, accumulation type: for each head of each batch
+  // float32 (float64 for float64); broadcast dimensions are summed, and so are the pairs of each
+  // distance if it is by distance, as the bias is then; written
+  regard_grid d_bias;
+  void *d_sinks;   // (H), accumulation type
+  void *d_vector;  // (B, H, D), contiguous, accumulation type: for each head of each batch
 } regard_gradients;
 REGARD_EXPORT int regard_backward(const regard_problem *problem, const regard_gradients *gradients);
 

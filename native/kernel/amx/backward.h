@@ -248,6 +248,10 @@ class MatrixBackward : public Pieces<float, MatrixBackward<kParts>> {
     const Operands to = group.at(t, b, width);
     if (first > 0) to.clear(0, first, width);
     if (last < kTileKeys / 2) to.clear(last, kTileKeys / 2, width);
+    s.scores.distances = s.distances;
+    s.scores.query = q.rows.query[0];
+    s.scores.key = now.base;
+    s.scores.rows = q.rows.count;
     GradientMaker<kParts>(s.scores, to, q.shift, q.delta, score_unit<float>(p_), width)
         .make(first, last);
     group.live[t][b] = true;

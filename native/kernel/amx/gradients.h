@@ -10,6 +10,11 @@ namespace REGARD_NAMESPACE {
 struct GradientScores {
   float *scores, *d_weights;
   float *factors, *slope;  // of the dropout and of the soft cap, or null
+  // Where gradients of scores after the soft cap are added, or null; for `rows` queries from
+  // `query` on, and keys from `key` on.
+  const DistanceSums<float> *distances;
+  int64_t query, key;
+  int rows;
 };
 
 // The same as sums of bfloat16. `weights` and `d_scores` are left sides, [32 rows][part][key][row];
@@ -47,17 +52,21 @@ class GradientMaker {
   void make(int64_t first, int64_t last) const {
     const bool plain = !from_.factors && !from_.slope && to_.weights && to_.d_scores;
     for (int row = 0; row < width_; row += kDepth) {
-      if (plain) {
-        rows<true>(row, first, last);
+      if (from_.distances && plain) {
+        rows<true, true>(row, first, last);
+      } else if (from_.distances) {
+        rows<false, true>(row, first, last);
+      } else if (plain) {
+        rows<true, false>(row, first, last);
       } else {
-        rows<false>(row, first, last);
+        rows<false, false>(row, first, last);
       }
     }
   }
 
  private:
   // 32 rows. `kPlain`: no dropout, no soft cap, and both gradients are wanted.
-  template <bool kPlain>
+  template <bool kPlain, bool kDistances>
   REGARD_NOINLINE void rows(int row, int64_t first, int64_t last) const {
     constexpr int L = kLanes<float>;
     const __m512i low = pair_order(0), high = pair_order(16);
@@ -83,6 +92,7 @@ class GradientMaker {
           d[i] = load(from.d_weights + at + i * L);
           if (!kPlain) d[i] = d[i] * factor;
           d[i] = weight * (d[i] - delta[i]);
+          if (kDistances) add_distance(2 * pair + k, row + i * L, weight, d[i]);
           if (!kPlain && from.slope) d[i] = d[i] * load(from.slope + at + i * L);
         }
         kept[k] = split<kParts>(w[0], w[1]);
@@ -104,6 +114,15 @@ class GradientMaker {
         _mm512_store_si512(pairs + L, _mm512_permutex2var_epi16(even, high, odd));
       }
     }
+  }
+
+  // Rows that there are not, and what is hidden, do not count.
+  REGARD_INLINE void add_distance(int64_t j, int row, F weight, F d) const {
+    float *sum = from_.distances->at(from_.query + row, from_.key + j);
+    const __mmask16 counts =
+        differ(weight, broadcast(0.f)) & first16(std::max(from_.rows - row, 0));
+    const __m512 before = _mm512_load_ps(sum);
+    _mm512_store_ps(sum, _mm512_mask_add_ps(before, counts, before, d.v));
   }
 
   GradientScores from_;

@@ -12,6 +12,8 @@ A framework is never imported for the user: it is there because their array brou
     transposed(problem, y, backend)     weightsᵀ y, per query head
     from_numpy(array, like)             an array of this framework, on the device of `like`
     broadcast(array, shape)             a view of that shape
+    cast(array, dtype)                  the array in that type
+    take(table, index)                  entries of tables, for biases by distance
     check(*arrays)                      that they can be used together
     version(array)                      changes with each change in place; None: cannot tell
     copy(array)                         an independent copy

@@ -22,6 +22,7 @@ __all__ = [
     "attention",
     "attention_lse",
     "broadcast",
+    "cast",
     "check",
     "copy",
     "enter",
@@ -33,6 +34,7 @@ __all__ = [
     "plan",
     "repeated",
     "signature",
+    "take",
     "transposed",
     "untraced",
     "version",
@@ -87,6 +89,16 @@ def transposed(problem: Problem, y: Array, backend: str | None) -> Array:
 def from_numpy(array: Array, like: Array) -> Array:
     """The array itself."""
     return array
+
+
+def cast(array: Array, dtype: str) -> Array:
+    """The array in that type."""
+    return array.astype(dtype)
+
+
+def take(table: Array, index: Array) -> Array:
+    """table[…, index] for an index (n,); (…, H, n) of a table (H, m) for an index (…, n)."""
+    return np.moveaxis(table[..., index], -index.ndim - 1, -2)
 
 
 def broadcast(array: Array, shape: tuple[int, ...]) -> Array:

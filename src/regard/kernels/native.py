@@ -213,9 +213,8 @@ def backward(
     """
     packed, _alive = pack_problem(problem)
     d_arrays = (d_query, d_key, d_value)
-    gradients, _written = pack_gradients(
-        problem.bias_extent, output, lse, d_output, d_lse, d_arrays, d_bias, d_sinks, d_vector
-    )
+    given = (output, lse, d_output, d_lse, d_arrays, d_bias, d_sinks, d_vector)
+    gradients, _written = pack_gradients(problem.bias_extent, *given, problem.distance_0)
     edges = problem.visibility.edges
     if edges is None:
         _check(_library().regard_backward(packed, gradients))

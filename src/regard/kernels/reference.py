@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard._arrays import as_numpy
+from regard.bias import spread
 from regard.kernels.dropout import kept
 from regard.problem import Problem
 
@@ -129,7 +130,9 @@ def _scores(problem: Problem) -> tuple[Array, Array]:
             s = problem.softcap * tanh
         bias = problem.without_edges().bias
         if bias is not None:
-            bias = np.broadcast_to(as_numpy(bias), problem.extent.shape)
+            bias = as_numpy(bias)
+            bias = spread(bias, problem.extent) if problem.by_distance else bias
+            bias = np.broadcast_to(bias, problem.extent.shape)
             s = s + bias.reshape(s.shape).astype(np.float64)
     return np.where(_seen(problem), s, -np.inf), tanh
 
@@ -211,9 +214,21 @@ def _sum_bias(gradient: Array, problem: Problem) -> Array:
         along = np.zeros((*gradient.shape[:2], 1, edges.count))
         along[..., 0, numbers] = gradient[..., queries, keys]
         gradient = along
+    if problem.by_distance:
+        gradient = _along_distances(gradient)
     gradient = gradient.reshape(problem.bias_extent.shape)
     shape = tuple(problem.bias.shape)
     summed: Array = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
     shared = tuple(n for n, size in enumerate(shape) if size == 1)
     summed = summed.sum(axis=shared, keepdims=True)
     return summed.reshape(shape)
+
+
+def _along_distances(gradient: Array) -> Array:
+    """(B, H, 1, Lq + Lk − 1): the sums of (B, H, Lq, Lk) over each distance j − i."""
+    *lead, queries, keys = gradient.shape
+    along: Array = np.zeros((*lead, 1, max(queries + keys - 1, 0)))
+    for i in range(queries):
+        first = queries - 1 - i
+        along[..., 0, first : first + keys] += gradient[..., i, :]
+    return along

@@ -146,7 +146,7 @@ def pack_problem(problem: Problem) -> tuple[bytes, Any]:
         pack_array(problem.key, alive),
         pack_array(problem.value, alive),
         pack_visibility(problem.visibility, alive),
-        pack_bias(problem.bias, problem.bias_extent, alive),
+        pack_bias(problem.bias, problem.bias_extent, alive, problem.distance_0),
     )
     return packed, (form, alive)
 
@@ -176,10 +176,22 @@ def pack_edges(edges: Edges) -> tuple[bytes, Any]:
     return _EDGES.pack(edges.count, *map(address, arrays)), arrays
 
 
-def pack_bias(array: Any, extent: Extent, alive: list[Any]) -> bytes:
-    """The struct regard_grid of a bias or its gradient, which broadcasts to (*batch, H, Lq, Lk)."""
+def pack_bias(array: Any, extent: Extent, alive: list[Any], distance_0: int | None = None) -> bytes:
+    """The struct regard_grid of a bias or its gradient, which broadcasts to `extent`.
+
+    distance_0: of a bias by distance, which of its entries stands for distance 0.
+    """
     if array is None:
         return _NO_GRID
+    packed = _broadcast(array, extent, alive)
+    if distance_0 is None:
+        return packed
+    where, batch_stride, head_stride, *_ = _GRID.unpack(packed)
+    return _GRID.pack(where + distance_0 * array.dtype.itemsize, batch_stride, head_stride, -1, 1)
+
+
+def _broadcast(array: Any, extent: Extent, alive: list[Any]) -> bytes:
+    """The struct regard_grid of an array that broadcasts to (*batch, H, Lq, Lk)."""
     array = array if hasattr(array, "data_ptr") else np.asarray(array)
     array = array.reshape((1,) * (len(extent.shape) - len(array.shape)) + tuple(array.shape))
     batch, rest = array.shape[:-3], array.shape[-3:]
@@ -200,15 +212,19 @@ def pack_gradients(
     d_bias: Any,
     d_sinks: Any,
     d_vector: Any = None,
+    distance_0: int | None = None,
 ) -> tuple[bytes, list[Any]]:
-    """The struct regard_gradients; d_arrays are those of query, key and value, or None."""
+    """The struct regard_gradients; d_arrays are those of query, key and value, or None.
+
+    extent, distance_0: of the bias.
+    """
     alive: list[Any] = []
     parts = (
         pack_array(output, alive),
         pack_array(d_output, alive),
         _ADDRESSES.pack(address(lse), address(d_lse)),
         *(pack_array(array, alive) for array in d_arrays),
-        pack_bias(d_bias, extent, alive),
+        pack_bias(d_bias, extent, alive, distance_0),
         _ADDRESSES.pack(address(d_sinks), address(d_vector)),
     )
     return b"".join(parts), alive

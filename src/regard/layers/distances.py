@@ -1,16 +1,19 @@
 """What is added to the scores for the distance between query and key: ALiBi, and learned biases.
 
-Both give a dense bias (H, Lq, Lk), whose memory is quadratic in length.
+Both make a bias of regard.bias, which is never a matrix, for queries of which the last one stands
+on the last key.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
+from regard.bias import Bias, alibi, alibi_slopes, buckets_fit, t5_bias
 from regard.errors import OptionError
+from regard.frontends import torch as front
+from regard.frontends.torch.own import spread
+from regard.masks import Extent
 
 __all__ = ["Alibi", "RelativePositions"]
 
@@ -32,12 +35,16 @@ class Alibi(nn.Module):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
-        self.register_buffer("slopes", torch.tensor(_slopes(heads)), persistent=False)
+        slopes = torch.from_numpy(alibi_slopes(heads)).float()
+        self.register_buffer("slopes", slopes, persistent=False)
+
+    def bias(self) -> Bias:
+        """For attention's `bias=`."""
+        return alibi(self.slopes, align="lower_right")
 
     def forward(self, queries: int, keys: int) -> Tensor:
-        """(H, Lq, Lk), where the last query stands on the last key."""
-        away = _distances(queries, keys, self.slopes.device).abs()
-        return -self.slopes[:, None, None] * away
+        """(H, Lq, Lk): the matrix, to be looked at or added to another bias."""
+        return _dense(self.bias(), len(self.slopes), queries, keys, self.slopes)
 
 
 class RelativePositions(nn.Module):
@@ -61,8 +68,7 @@ class RelativePositions(nn.Module):
         self, heads: int, *, ranges: int = 32, furthest: int = 128, bidirectional: bool = True
     ) -> None:
         super().__init__()
-        one_way = ranges // 2 if bidirectional else ranges
-        if one_way < 2 or furthest <= one_way // 2:
+        if not buckets_fit(ranges, bidirectional, furthest):
             raise OptionError(
                 f"ranges={ranges}, furthest={furthest}",
                 "at least 2 ranges a direction, and a distance beyond those that stand alone",
@@ -71,34 +77,21 @@ class RelativePositions(nn.Module):
         self.table = nn.Embedding(ranges, heads)
         nn.init.zeros_(self.table.weight)
 
+    def bias(self) -> Bias:
+        """For attention's `bias=`."""
+        return t5_bias(
+            self.table.weight,
+            bidirectional=self.bidirectional,
+            max_distance=self.furthest,
+            align="lower_right",
+        )
+
     def forward(self, queries: int, keys: int) -> Tensor:
-        """(H, Lq, Lk), where the last query stands on the last key."""
-        distances = _distances(queries, keys, self.table.weight.device)
-        found: Tensor = self.table(self._ranges(distances))
-        return found.permute(2, 0, 1)
-
-    def _ranges(self, distances: Tensor) -> Tensor:
-        """The number of the range that each distance (key − query) lies in."""
-        ranges, first = self.table.num_embeddings, torch.zeros_like(distances)
-        if self.bidirectional:
-            ranges //= 2
-            first = (distances > 0) * ranges
-            away = distances.abs()
-        else:
-            away = (-distances).clamp(min=0)
-        single = ranges // 2
-        growth = torch.log(away.clamp(min=1) / single) / math.log(self.furthest / single)
-        grown = (single + (growth * (ranges - single)).long()).clamp(max=ranges - 1)
-        return first + torch.where(away < single, away, grown)
+        """(H, Lq, Lk): the matrix, to be looked at or added to another bias."""
+        weight = self.table.weight
+        return _dense(self.bias(), self.table.embedding_dim, queries, keys, weight)
 
 
-def _distances(queries: int, keys: int, device: torch.device) -> Tensor:
-    """(Lq, Lk): key − query."""
-    stands_on = torch.arange(keys - queries, keys, device=device)
-    return torch.arange(keys, device=device) - stands_on[:, None]
-
-
-def _slopes(heads: int) -> list[float]:
-    power = 2 ** int(math.log2(heads))
-    slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
-    return slopes + [2.0 ** (-8 * (head + 0.5) / power) for head in range(heads - power)]
+def _dense(bias: Bias, heads: int, queries: int, keys: int, like: Tensor) -> Tensor:
+    extent = Extent((), heads, queries, keys)
+    return spread(bias.table(front, like, extent, "float32"), keys).to(like.dtype)

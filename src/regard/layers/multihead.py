@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from regard.bias import Bias
 from regard.errors import OptionError
 from regard.layers.cache import KeyValueCache
 from regard.layers.distances import Alibi, RelativePositions
@@ -69,7 +70,7 @@ class MultiHeadAttention(nn.Module):
         value: Tensor | None = None,
         *,
         mask: Any = None,
-        bias: Tensor | None = None,
+        bias: Tensor | Bias | None = None,
         cache: KeyValueCache | None = None,
         return_weights: bool = False,
     ) -> Any:
@@ -83,7 +84,8 @@ class MultiHeadAttention(nn.Module):
             key: (B, Lk, key_width), or what `project` made of it; default: query, self-attention.
             value: (B, Lk, key_width); default: key.
             mask: a mask of Regard, such as regard.causal(), or a boolean array, True = may attend.
-            bias: added to the scores; broadcasts to (B, H, Lq, Lk).
+            bias: added to the scores; broadcasts to (B, H, Lq, Lk). Or one by distance, such as
+                regard.alibi(…), if the layer has no position_bias.
             cache: of the positions before these; keys and values of this call are added to it, and
                 all are attended to: a causal mask needs align="lower_right".
 
@@ -102,8 +104,9 @@ class MultiHeadAttention(nn.Module):
         if self.rotary is not None:
             queries = self.rotary(queries, past)
         if self.position_bias is not None:
-            distances = self.position_bias(query.shape[1], len(held))
-            bias = distances if bias is None else bias + distances
+            sizes = query.shape[1], len(held)
+            own = self.position_bias
+            bias = own.bias() if bias is None else bias + own(*sizes)  # of two, the matrix
         output, weights = attend(
             queries,
             held.key,

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regard.errors import MaskError, OptionError
-from regard.masks.arguments import FAR, integers, per_batch
+from regard._arrays import is_array
+from regard.errors import MaskError, OptionError, RegardError
+from regard.masks.arguments import FAR, check_per_batch, integers, per_batch
 from regard.masks.base import Mask
 from regard.masks.intervals import EVERYTHING, Extent, Visibility, interval
 
-__all__ = ["causal", "prefix", "window"]
+__all__ = ["Align", "causal", "checked_align", "offset_of", "prefix", "window"]
 
 Align = Any  # "upper_left" | "lower_right" | int | array (B,) | None
 
@@ -73,7 +74,7 @@ def causal(align: Align = None) -> Mask:
 
     Without `align`, Lq must equal Lk: libraries disagree about which of the two is meant.
     """
-    return Causal(_checked_align(align, "causal"))
+    return Causal(checked_align(align, "causal"))
 
 
 def window(left: int | None, right: int | None, align: Align = None) -> Mask:
@@ -91,7 +92,7 @@ def window(left: int | None, right: int | None, align: Align = None) -> Mask:
     return Window(
         None if left is None else min(int(left), FAR),
         None if right is None else min(int(right), FAR),
-        _checked_align(align, "window"),
+        checked_align(align, "window"),
     )
 
 
@@ -102,24 +103,34 @@ def prefix(n: Any) -> Mask:
 
 def _positions(align: Align, extent: Extent, name: str) -> npt.NDArray[np.int64]:
     """(B|1, 1, Lq): the key that each query stands on."""
+    offset = per_batch(offset_of(align, extent, name), extent, f"{name}(align)", negative=True)
+    return np.arange(extent.queries)[None, None, :] + offset
+
+
+def offset_of(align: Align, extent: Extent, name: str, error: type[RegardError] = MaskError) -> Any:
+    """The offset that `align` says: an integer, or an array with one for each batch element.
+
+    Raises: `error` where Lq and Lk differ and nothing is said; MaskError for an array of another
+    shape.
+    """
     if align is None:
         if extent.queries != extent.keys:
-            raise MaskError(
+            raise error(
                 f"{name}() for {extent.queries} queries and {extent.keys} keys",
                 "an alignment, since libraries disagree about it",
                 'pass align="upper_left" (query 0 stands on key 0) or align="lower_right" (the '
                 "last query stands on the last key, as with a cache)",
             )
-        align = "upper_left"
-    offset: Any
+        return 0
     if isinstance(align, str):
-        offset = 0 if align == "upper_left" else extent.keys - extent.queries
-    else:
-        offset = per_batch(align, extent, f"{name}(align)", negative=True)
-    return np.arange(extent.queries)[None, None, :] + np.asarray(offset, np.int64)
+        return 0 if align == "upper_left" else extent.keys - extent.queries
+    if is_array(align):
+        check_per_batch(tuple(align.shape), extent, f"{name}(align)")
+    return align
 
 
-def _checked_align(align: Align, name: str) -> Align:
+def checked_align(align: Align, name: str) -> Align:
+    """`align` as masks keep it. Raises: OptionError, MaskError."""
     if align is None or (isinstance(align, str) and align in ("upper_left", "lower_right")):
         return align
     if isinstance(align, str):

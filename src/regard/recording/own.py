@@ -16,6 +16,7 @@ import torch
 
 from regard.errors import RegardError
 from regard.frontends import torch as front
+from regard.frontends.torch.own import spread
 from regard.operator import AttentionWeights
 from regard.problem import Problem
 from regard.recording.call import Call, Found
@@ -82,6 +83,9 @@ def _read(problem: Problem, output: Any, found: Found | None = None) -> Call:
     problem = problem.without_edges()
     if isinstance(problem.bias, np.ndarray):
         problem = problem.replace(bias=torch.from_numpy(problem.bias))
+    if problem.by_distance:
+        matrix = spread(problem.bias, problem.extent.keys)
+        problem = problem.replace(bias=matrix, by_distance=False)
     return Call(
         problem.query,
         problem.key,

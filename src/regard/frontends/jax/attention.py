@@ -26,12 +26,14 @@ __all__ = [
     "attention",
     "attention_lse",
     "broadcast",
+    "cast",
     "check",
     "copy",
     "from_numpy",
     "host",
     "lse",
     "plan",
+    "take",
     "transposed",
     "untraced",
     "version",
@@ -84,6 +86,16 @@ def transposed(problem: Problem, y: Any, backend: str | None) -> Any:
 def from_numpy(array: npt.NDArray[Any], like: Any) -> Any:
     """A JAX array; 64-bit types become 32-bit ones unless jax_enable_x64 is set."""
     return jnp.asarray(array)
+
+
+def cast(array: Any, dtype: str) -> Any:
+    """The array in that type."""
+    return array.astype(dtype)
+
+
+def take(table: Any, index: Any) -> Any:
+    """table[…, index] for an index (n,); (…, H, n) of a table (H, m) for an index (…, n)."""
+    return jnp.moveaxis(table[..., index], -index.ndim - 1, -2)
 
 
 def broadcast(array: Any, shape: tuple[int, ...]) -> Any:

@@ -78,6 +78,7 @@ def _call(name: str, problem: Problem, results: Any, operands: tuple[Any, ...]) 
     return jax.ffi.ffi_call(name, results)(
         *operands,
         blhd=np.int64(problem.layout == "BLHD"),
+        by_distance=np.int64(problem.by_distance),
         dropout=np.float64(problem.dropout_p),
         negative_slope=np.float64(problem.negative_slope),
         scale=np.float64(problem.scale),

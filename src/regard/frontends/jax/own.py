@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from regard.errors import BackendError
 from regard.frontends.jax.masks import as_dense
@@ -44,7 +45,7 @@ def _weights(problem: Problem) -> tuple[Any, Any]:
     if problem.softcap:
         scores = problem.softcap * jnp.tanh(scores / problem.softcap)
     if problem.bias is not None:
-        scores = scores + problem.bias.astype(dtype)
+        scores = scores + _dense_bias(problem).astype(dtype)
         # What a bias hides is hidden from gradients too, or a row of −∞ makes them NaN.
         scores = jnp.where(scores == -jnp.inf, -jnp.inf, scores)
     if problem.mask is not None:
@@ -58,6 +59,14 @@ def _weights(problem: Problem) -> tuple[Any, Any]:
     blind = total == -jnp.inf
     weights = jnp.exp(scores - jnp.where(blind, 0, total)[..., None])
     return weights, total
+
+
+def _dense_bias(problem: Problem) -> Any:
+    """The bias, one by distance as an array (…, Lq, Lk)."""
+    if not problem.by_distance:
+        return problem.bias
+    queries, keys = np.arange(problem.extent.queries), np.arange(problem.extent.keys)
+    return problem.bias[..., 0, keys - queries[:, None] + len(queries) - 1]
 
 
 def _products(problem: Problem, dtype: str) -> Any:

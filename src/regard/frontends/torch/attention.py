@@ -26,12 +26,14 @@ __all__ = [
     "attention",
     "attention_lse",
     "broadcast",
+    "cast",
     "check",
     "copy",
     "from_numpy",
     "host",
     "lse",
     "plan",
+    "take",
     "transposed",
     "untraced",
     "version",
@@ -111,6 +113,21 @@ def transposed(problem: Problem, y: Tensor, backend: str | None) -> Tensor:
 def from_numpy(array: npt.NDArray[Any], like: Tensor) -> Tensor:
     """A tensor on the device of `like`."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+
+
+def cast(array: Tensor, dtype: str) -> Tensor:
+    """The tensor in that type."""
+    return array.to(getattr(torch, dtype))
+
+
+def take(table: Tensor, index: Tensor) -> Tensor:
+    """table[…, index] for an index (n,); (…, H, n) of a table (H, m) for an index (…, n).
+
+    By an embedding, since its gradient is the same bits each time, and that of an index is not.
+    """
+    *lead, size = table.shape
+    found = torch.nn.functional.embedding(index, table.reshape(-1, size).mT)
+    return found.movedim(-1, -2).reshape(*index.shape[:-1], *lead, index.shape[-1])
 
 
 def broadcast(array: Tensor, shape: tuple[int, ...]) -> Tensor:

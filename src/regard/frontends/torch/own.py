@@ -22,6 +22,7 @@ __all__ = [
     "fused",
     "log_sum_exp",
     "output",
+    "spread",
     "transposed",
 ]
 
@@ -70,6 +71,11 @@ def transposed(problem: Problem, y: Tensor) -> Tensor:
     """weightsᵀ y, (B, H, Lk, C)."""
     weights, _ = _weights(problem)
     return (weights.mT @ y.to(weights.dtype)).to(y.dtype)
+
+
+def spread(table: Tensor, keys: int) -> Tensor:
+    """(…, Lq, Lk) of a table (…, 1, Lq + Lk − 1) of a bias by distance."""
+    return table[..., 0, :].unfold(-1, keys, 1).flip(-2)
 
 
 def _refuse_dropout(problem: Problem) -> None:
@@ -125,8 +131,10 @@ def _seen(problem: Problem) -> Tensor | None:
 
 
 def dense_bias(problem: Problem) -> Tensor:
-    """The bias, that of a graph's edges as an array that broadcasts to (*batch, H, Lq, Lk)."""
+    """The bias as an array that broadcasts to (*batch, H, Lq, Lk), by distance or edge or not."""
     bias: Tensor = problem.bias
+    if problem.by_distance:
+        return spread(bias, problem.extent.keys)
     if edge_count(problem.mask) is None:
         return bias
     edges = problem.visibility.edges
