@@ -111,6 +111,7 @@ bool valid(const regard_problem *p) {
   if (p->bias.data && p->bias_dtype != p->dtype && p->bias_dtype != REGARD_FLOAT32) return false;
   if (!valid_distances(*p)) return false;
   if (p->intervals.data && p->intervals.count < 1) return false;
+  if (p->pages && p->page_size < 1) return false;
   if (!(p->softcap >= 0) || !(p->dropout >= 0 && p->dropout < 1) || p->threads < 0) return false;
   if (p->score < REGARD_DOT || p->score > REGARD_ADDITIVE_LEAKY_RELU) return false;
   const bool empty = p->batch == 0 || p->heads == 0 || p->queries == 0;
@@ -143,7 +144,7 @@ bool valid(const regard_edges *e) {
 }
 
 bool valid_graph(const regard_problem *p, const regard_edges *edges) {
-  if (!valid(p) || p->score != REGARD_DOT || !valid(edges)) return false;
+  if (!valid(p) || p->pages || p->score != REGARD_DOT || !valid(edges)) return false;
   return !p->bias.data || p->bias.query_stride >= 0;
 }
 
@@ -180,6 +181,7 @@ int regard_backward(const regard_problem *problem, const regard_gradients *gradi
   const Kernels *kernels = chosen().load();
   if (!kernels) return REGARD_UNKNOWN_ISA;
   if (!valid(problem) || !gradients || !valid(*problem, *gradients)) return REGARD_BAD_ARGUMENT;
+  if (problem->pages) return REGARD_BAD_ARGUMENT;
   return kernels->backward(*problem, *gradients);
 }
 
@@ -188,7 +190,7 @@ int regard_scores(const regard_problem *problem, int64_t batch, int64_t head, in
                   int64_t row_stride) {
   const Kernels *kernels = chosen().load();
   if (!kernels) return REGARD_UNKNOWN_ISA;
-  if (!valid(problem)) return REGARD_BAD_ARGUMENT;
+  if (!valid(problem) || problem->pages) return REGARD_BAD_ARGUMENT;
   if (batch < 0 || batch >= problem->batch || head < 0 || head >= problem->heads || first < 0 ||
       first > last || last > problem->queries || first_key < 0 || first_key > last_key ||
       last_key > problem->keys) {
@@ -204,7 +206,7 @@ int regard_readouts(const regard_problem *problem, const regard_array *output, v
                     const regard_readouts_request *request) {
   const Kernels *kernels = chosen().load();
   if (!kernels) return REGARD_UNKNOWN_ISA;
-  if (!valid(problem) || !request || !valid(*request)) return REGARD_BAD_ARGUMENT;
+  if (!valid(problem) || problem->pages || !request || !valid(*request)) return REGARD_BAD_ARGUMENT;
   if (!lse && problem->batch && problem->heads && problem->queries) return REGARD_BAD_ARGUMENT;
   const regard_array absent = {};
   const regard_array &y = output ? *output : absent;

@@ -19,7 +19,7 @@ from regard.masks import Extent
 from test_native import DTYPES, MASKS, check, check_backward
 
 B, H, LQ, LK, D = 2, 4, 7, 11, 8
-SIZES = [(1, 1), (16, 16), (5, 1), (1, 70), (33, 65), (150, 90), (67, 201), (700, 330)]
+SIZES = [(1, 1), (16, 16), (5, 1), (1, 70), (33, 65), (67, 201), (330, 150)]
 
 
 def arrays(dtype=np.float64, queries=LQ, keys=LK, key_heads=H):
@@ -145,7 +145,7 @@ def test_flex_attention_says_the_same():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_at_ragged_lengths(isa, dtype):
     for lq, lk in SIZES:
-        prob = by_distance((2, 4, 2, lq, lk, 24, 16), dtype)
+        prob = by_distance((2, 2, 1, lq, lk, 24, 16), dtype)
         check(prob)
         check_backward(prob)
 
@@ -165,14 +165,13 @@ def test_kernels_under_masks(isa, mask):
 def test_kernels_with_shared_tables_and_all_else(isa, lead):
     for dtype in ("float32", "float64", "bfloat16"):
         options = {
-            "sinks": np.random.default_rng(3).standard_normal(4).astype(np.float32),
             "softcap": 3.0,
             "dropout_p": 0.4,
             "dropout_seed": 11,
             "mask": regard.window(60, 20, 10),
         }
-        if dtype == "float64":
-            options["sinks"] = options["sinks"].astype(np.float64)
+        if dtype != "bfloat16":
+            options["sinks"] = np.random.default_rng(3).standard_normal(4).astype(dtype)
         prob = by_distance((2, 4, 2, 90, 130, 24, 16), dtype, lead, seed=2, **options)
         check_backward(prob)
 

@@ -530,3 +530,49 @@ def test_lists_are_arrays_to_jax_nn_s_function():
             q, q, q, key_value_seq_lengths=jnp.array([3]), local_window_size=(1, 2)
         ),
     )
+
+
+BIASES = {  # of what they are made of
+    "alibi": ((4,), lambda a: regard.alibi(a, align="lower_right")),
+    "t5": ((16, 4), lambda a: regard.t5_bias(a, max_distance=12, align="lower_right")),
+    "relative": ((1, 7), lambda a: regard.relative_bias(a, align="lower_right")),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_biases_by_distance(name):
+    q, k, v, *_ = problem()
+    shape, make = BIASES[name]
+    (given,) = arrays(shape, seed=4)
+
+    def loss(q, k, v, given, backend=None):
+        y = attend(q, k, v, make(given), mask=MASKS["lengths"], backend=backend)
+        return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum()
+
+    numpys = [np.asarray(a) for a in (q, k, v)]
+    expected = attend(*numpys, make(np.asarray(given)), backend="reference")
+    close(jax.jit(lambda *a: attend(*a[:3], make(a[3])))(q, k, v, given), expected)
+    expected = jax.grad(lambda *a: loss(*a, backend="jax"), argnums=(0, 1, 2, 3))(q, k, v, given)
+    found = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(q, k, v, given)
+    close(found, expected)
+    check_grads(loss, (q, k, v, given), order=2, modes=["rev"])
+    many = jnp.stack([given, 2 * given])
+    mapped = jax.vmap(jax.grad(loss, argnums=3), (None, None, None, 0))(q, k, v, many)
+    close(mapped, jnp.stack([jax.grad(loss, argnums=3)(q, k, v, one) for one in many]))
+
+
+def test_a_bias_by_distance_with_a_traced_offset_and_through_python():
+    q, k, v, *_ = problem()
+    (slopes,) = arrays((4,), seed=4)
+
+    @jax.jit
+    def step(offset):
+        return attend(q, k, v, regard.alibi(slopes, align=offset))
+
+    expected = attend(q, k, v, regard.alibi(slopes, align=5))
+    close(step(5), expected)
+    found = attend(q, k, v, regard.alibi(slopes, align=5), backend="reference")
+    close(found, expected)
+    w = regard.weights(q, k, bias=regard.alibi(slopes, align=5))
+    close(w @ v, expected)
+    assert w.entropy().shape == (2, 4, 6)

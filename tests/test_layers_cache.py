@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
+import regard
 from regard.errors import ShapeError
-from regard.layers import KeyValueCache
+from regard.layers import Alibi, KeyValueCache, MultiHeadAttention, Rotary
 
 
 def pieces(count, batch=2):
@@ -54,6 +55,35 @@ def test_crop_forgets_the_end():
     torch.testing.assert_close(cache.key, expected)
     cache.crop(7)
     assert len(cache) == 3
+
+
+def test_slide_keeps_the_end_without_copies():
+    cache, given, places = KeyValueCache(), pieces(100), []
+    for n, (key, value) in enumerate(given, start=1):
+        cache.append(key, value)
+        cache.slide(8)
+        assert len(cache) == min(n, 8) and cache.position == n
+        places.append(cache.key.untyped_storage().data_ptr())
+    torch.testing.assert_close(cache.key, torch.cat([key for key, _ in given[-8:]], 1))
+    torch.testing.assert_close(cache.value, torch.cat([value for _, value in given[-8:]], 1))
+    assert sum(one != other for one, other in itertools.pairwise(places)) <= 20
+    assert cache.key.untyped_storage().nbytes() <= 16 * cache.key[:, :1].nbytes
+    cache.crop(5)
+    assert cache.position == 97
+
+
+@pytest.mark.parametrize("options", [{"rotary": True}, {"position_bias": Alibi}], ids=str)
+def test_a_layer_with_a_sliding_cache_is_one_with_a_window(options):
+    torch.manual_seed(0)
+    given = {"rotary": Rotary(4)} if "rotary" in options else {"position_bias": Alibi(2)}
+    layer, x = MultiHeadAttention(8, 2, **given), torch.randn(2, 12, 8)
+    cache, steps = KeyValueCache(), []
+    with torch.no_grad():
+        for i in range(12):
+            cache.slide(4)
+            steps.append(layer(x[:, i : i + 1], cache=cache))
+        expected = layer(x, mask=regard.window(4, 0))
+    torch.testing.assert_close(torch.cat(steps, 1), expected)
 
 
 def test_reorder_moves_and_repeats_rows():

@@ -34,7 +34,7 @@ namespace regard {
 namespace amx {
 
 int forward_or_avx512(const regard_problem &p, const regard_array &output, void *lse) {
-  if (is_additive(p) || !pays(p)) return avx512_kernels.forward(p, output, lse);
+  if (is_additive(p) || p.pages || !pays(p)) return avx512_kernels.forward(p, output, lse);
   auto *sums = static_cast<float *>(lse);
   switch (parts_of(p)) {
     case 1:

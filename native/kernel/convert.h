@@ -189,6 +189,16 @@ inline bool finite_row(const T *row, int64_t n, T factor) {
   return !any(differ(probe, probe));
 }
 
+// Keys or values, for those of batch element `batch` that lie in the same page as `key`: an array
+// whose rows are where `a`'s would be if it were in one piece.
+REGARD_INLINE regard_array array_at(const regard_problem &p, const regard_array &a, int64_t batch,
+                                    int64_t key) {
+  if (!p.pages) return a;
+  const int64_t page = key / p.page_size, there = p.pages[batch * p.pages_stride + page];
+  const int64_t at = there * a.batch_stride - page * p.page_size * a.row_stride;
+  return {static_cast<char *>(a.data) + at * element_size(p.dtype), 0, a.head_stride, a.row_stride};
+}
+
 // Rows of a matrix, of T or as they lie in an array.
 template <class S>
 struct Operand {

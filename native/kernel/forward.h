@@ -5,13 +5,33 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
-// Tiles of equal size, as near as may be, that cover the keys [first, last).
+// Tiles of equal size, as near as may be, that cover the keys [first, last). Of pages, each page is
+// cut so, and the first and the last tile are what is left of them.
 template <class T>
 struct Tiles {
-  int64_t first, last, count;
-  Tiles(int64_t from, int64_t to)
-      : first(from), last(to), count((to - from + kTile<T> - 1) / kTile<T>) {}
-  int64_t begin(int64_t t) const { return first + (last - first) * t / count; }
+  int64_t first, last, count, page, parts = 1;
+  Tiles(int64_t from, int64_t to, int64_t page_size = 0)
+      : first(from), last(std::max(from, to)), page(page_size) {
+    if (page) {
+      parts = (page + kTile<T> - 1) / kTile<T>;
+      start_ = tile_of(first);
+      count = last > first ? tile_of(last - 1) + 1 - start_ : 0;
+    } else {
+      count = (last - first + kTile<T> - 1) / kTile<T>;
+    }
+  }
+  int64_t begin(int64_t t) const {
+    if (!page) return first + (last - first) * t / count;
+    const int64_t tile = start_ + t, at = tile / parts * page + page * (tile % parts) / parts;
+    return std::min(std::max(at, first), last);
+  }
+
+ private:
+  // Of all tiles from key 0 on, the one that a key lies in.
+  int64_t tile_of(int64_t key) const {
+    return key / page * parts + ((key % page + 1) * parts - 1) / page;
+  }
+  int64_t start_ = 0;
 };
 
 // Where there are few blocks of rows, the keys are cut too, by shape alone: every chunk of them
@@ -149,7 +169,8 @@ class Forward {
     s.fresh = true;
     s.masked = false;
     s.span_count = 0;
-    const Tiles<T> tiles(s.block.sight.first(), s.block.sight.last());
+    const int64_t page = p_.pages ? p_.page_size : 0;
+    const Tiles<T> tiles(s.block.sight.first(), s.block.sight.last(), page);
     const int64_t last = tiles.count * (chunk + 1) / chunks_;
     for (int64_t t = tiles.count * chunk / chunks_; t < last; ++t) {
       tile(s, tiles.begin(t), tiles.begin(t + 1));
@@ -188,23 +209,24 @@ class Forward {
   void add_values(State &s, View view, int64_t begin, int64_t count) const {
     const Rows<T> &rows = s.block.rows;
     const int64_t head = rows.head[0] / (p_.heads / p_.value_heads);
+    const regard_array value = array_at(p_, p_.value, rows.batch, begin);
     if (rows.count <= kStepRows && !s.wary.on && p_.value_size == width_) {
       if constexpr (std::is_same_v<T, float>) {
         if (p_.dtype == REGARD_FLOAT16) {
-          return add(s, in_place<Float16>(p_.value, rows.batch, head, begin), count);
+          return add(s, in_place<Float16>(value, rows.batch, head, begin), count);
         }
         if (p_.dtype == REGARD_BFLOAT16) {
-          return add(s, in_place<BFloat16>(p_.value, rows.batch, head, begin), count);
+          return add(s, in_place<BFloat16>(value, rows.batch, head, begin), count);
         }
       }
-      return add(s, in_place<T>(p_.value, rows.batch, head, begin), count);
+      return add(s, in_place<T>(value, rows.batch, head, begin), count);
     }
-    auto values = operand<T>(p_.value, p_.dtype, rows.batch, head, begin, count, p_.value_size,
-                             true, s.values);
+    auto values =
+        operand<T>(value, p_.dtype, rows.batch, head, begin, count, p_.value_size, true, s.values);
     const bool some = s.wary.on && view == View::kSome;
     if (some) values = s.wary.clean(values, count, width_, s.values);
     add(s, values, count);
-    if (some) s.wary.add_spoilt(p_, rows, head, begin, s.scores, s.output, width_);
+    if (some) s.wary.add_spoilt(p_, value, rows, head, begin, s.scores, s.output, width_);
   }
 
   // With few rows all columns of some keys are read before the next keys, which are on their way.

@@ -77,16 +77,17 @@ class Block {
   void scores(int64_t begin, int64_t end, T *scratch, T *to) {
     const regard_problem &p = *problem_;
     const int64_t head = rows.head[0] / (p.heads / p.key_heads);
+    const regard_array key = array_at(p, p.key, rows.batch, begin);
     if (!few() || p.dtype == kType<T> || is_additive(p)) {
-      const auto keys = operand<T>(p.key, p.dtype, rows.batch, head, begin, end - begin,
-                                   p.head_size, false, scratch);
+      const auto keys = operand<T>(key, p.dtype, rows.batch, head, begin, end - begin, p.head_size,
+                                   false, scratch);
       return scores(keys, begin, end, to);
     }
     if constexpr (std::is_same_v<T, float>) {
       if (p.dtype == REGARD_FLOAT16) {
-        few_products(in_place<Float16>(p.key, rows.batch, head, begin), end - begin, to);
+        few_products(in_place<Float16>(key, rows.batch, head, begin), end - begin, to);
       } else {
-        few_products(in_place<BFloat16>(p.key, rows.batch, head, begin), end - begin, to);
+        few_products(in_place<BFloat16>(key, rows.batch, head, begin), end - begin, to);
       }
       adjust(p, rows, begin, end, to);
     }

@@ -27,11 +27,12 @@ struct Wary {
   }
 
   // After clean(), for the keys from `begin` on.
-  void add_spoilt(const regard_problem &p, const Rows<T> &rows, int64_t value_head, int64_t begin,
-                  const T *weights, T *output, int64_t width) const {
+  void add_spoilt(const regard_problem &p, const regard_array &values, const Rows<T> &rows,
+                  int64_t value_head, int64_t begin, const T *weights, T *output,
+                  int64_t width) const {
     for (int i = 0; i < spoilt_; ++i) {
       const int64_t key = begin + spoilt_keys_[i];
-      widen_row(row_, row_of(p.value, p.dtype, rows.batch, value_head, key), p.value_size, p.dtype);
+      widen_row(row_, row_of(values, p.dtype, rows.batch, value_head, key), p.value_size, p.dtype);
       const T *weight = weights + spoilt_keys_[i] * rows.width;
       for (int r = 0; r < rows.count; ++r) {
         if (!sees(p, rows.batch, rows.head[r], rows.query[r], key)) continue;

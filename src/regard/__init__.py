@@ -27,6 +27,7 @@ from regard.masks import (
 )
 from regard.merging import merge
 from regard.operator import AttentionWeights
+from regard.paging import paged_attention
 from regard.score import Additive, Bilinear
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "merge",
     "neighborhood",
+    "paged_attention",
     "plan",
     "prefix",
     "relative_bias",

@@ -97,9 +97,9 @@ def forward(problem: Problem, output: Any, lse: Any, backend: str | None = None)
     if choose(backend)[0] == "native":
         native.forward(problem, output, lse)
     elif output is None:
-        _write(lse, reference.lse(problem))
+        _write(lse, reference.lse(problem.without_pages()))
     else:
-        y, total = reference.forward(problem)
+        y, total = reference.forward(problem.without_pages())
         _write(output, y)
         _write(lse, total)
 

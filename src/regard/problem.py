@@ -69,6 +69,15 @@ class Problem:
         return Extent(tuple(batch), heads, queries, self.key.shape[-2])
 
     @property
+    def pages(self) -> Any:
+        """The table (B, n) of the pages that keys and values are in (paging.py), or None."""
+        return None
+
+    def without_pages(self) -> Problem:
+        """The same problem with keys and values in one piece."""
+        return self
+
+    @property
     def bias_extent(self) -> Extent:
         """The sizes that a bias is broadcast to: (*batch, H, Lq, Lk).
 

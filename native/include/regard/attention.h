@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 // Changes whenever a struct below changes; Python refuses a library of another version.
-#define REGARD_ABI_VERSION 3
+#define REGARD_ABI_VERSION 4
 
 enum regard_dtype {
   REGARD_FLOAT32 = 0,
@@ -94,6 +94,11 @@ typedef struct {
   const void *vector;
   int64_t vector_stride;
   double negative_slope;  // 0 or more
+  // Keys and values in pages, of the forward alone: key j of batch element b is row j % page_size
+  // of page pages[b * pages_stride + j / page_size], and batch strides of keys and values go from
+  // page to page. Entries for keys that no query sees are not read. NULL: not in pages.
+  const int32_t *pages;
+  int64_t pages_stride, page_size;
 } regard_problem;
 
 // output (B, H, Lq, E) and lse (B, H, Lq), contiguous, of the accumulation type, natural logarithm,

@@ -37,11 +37,11 @@ __all__ = [
     "score_code",
 ]
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 _ARRAY_FORMAT, _GRID_FORMAT = "P3q", "P4q"  # address, then strides in elements
 _SIZES = struct.Struct("8q3dQ")
-_REST = struct.Struct("P5iPqd")
+_REST = struct.Struct("P5iPqdP2q")
 
 # The fields of regard_readouts_request in their order.
 _READ_OUT_FIELDS = (
@@ -84,6 +84,7 @@ class ProblemForm:
         )
         self._sinks = _accumulated(problem.sinks, problem)
         self._vector = _accumulated(problem.vector, problem)
+        self._pages = problem.pages
         shared = problem.vector is None or problem.vector.shape[0] == 1
         self.rest = _REST.pack(
             address(self._sinks),
@@ -92,7 +93,12 @@ class ProblemForm:
             *(0, _PRECISION_CODES[problem.precision]),
             score_code(problem),
             *(address(self._vector), 0 if shared else problem.head_size, problem.negative_slope),
+            *(address(self._pages), *self._page_sizes(problem)),
         )
+
+    def _page_sizes(self, problem: Problem) -> tuple[int, int]:
+        """Entries between rows of the table, and keys of a page."""
+        return (0, 0) if self._pages is None else (self._pages.shape[1], problem.key.shape[-2])
 
     def pack(self, query: bytes, key: bytes, value: bytes, seen: bytes, bias: bytes) -> bytes:
         """The struct with these structs in it; seen: both of `pack_visibility`."""

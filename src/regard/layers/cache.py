@@ -25,10 +25,16 @@ class KeyValueCache:
     def __init__(self, key: Tensor | None = None, value: Tensor | None = None) -> None:
         self._key, self._value = key, value
         self._length = 0 if key is None else key.shape[1]
+        self._dropped = 0
 
     def __len__(self) -> int:
         """L: the number of positions that are held."""
         return self._length
+
+    @property
+    def position(self) -> int:
+        """Of what is appended next: how many were, those that `slide` dropped among them."""
+        return self._dropped + self._length
 
     @property
     def key(self) -> Tensor:
@@ -52,6 +58,17 @@ class KeyValueCache:
             # Views that end there: what lies behind may be the caller's, and is not written to.
             self._key, self._value = self.key[:, :length], self.value[:, :length]
             self._length = self._key.shape[1]
+
+    def slide(self, length: int) -> None:
+        """Keep the last `length` positions, as a sliding window sees them: no copy.
+
+        The memory of those before them is given back when what is left is next moved.
+        """
+        surplus = self._length - length
+        if self._key is not None and self._value is not None and surplus > 0:
+            self._key, self._value = self._key[:, surplus:], self._value[:, surplus:]
+            self._length -= surplus
+            self._dropped += surplus
 
     def reorder(self, index: Tensor, shared: int = 1) -> None:
         """Row b becomes what row index[b] was; index (B',) of integers, for beam search.

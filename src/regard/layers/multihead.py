@@ -91,7 +91,7 @@ class MultiHeadAttention(nn.Module):
 
         Raises: regard.errors.ShapeError, MaskError, DtypeError.
         """
-        past = 0 if cache is None else len(cache)
+        past = 0 if cache is None else cache.position
         held = (
             key
             if isinstance(key, KeyValueCache)
