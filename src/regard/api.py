@@ -32,6 +32,7 @@ from typing import Any
 
 from regard.bias import Bias, arrays_in
 from regard.dispatch import Plan
+from regard.errors import BackendError
 from regard.frontends import front_end
 from regard.frontends.repeated import repeat
 from regard.operator import AttentionWeights
@@ -175,6 +176,12 @@ def _problem(front: Any, *arrays: Any, bias: Any = None, **options: Any) -> Prob
     if not isinstance(bias, Bias):
         plain: Problem = front.make(*arrays, bias=bias, **options)
         return plain
+    if not hasattr(front, "take"):
+        raise BackendError(
+            f"a bias by distance on {front.__name__.rpartition('.')[2]} arrays",
+            "arrays of NumPy, PyTorch or JAX",
+            "pass the bias as an array (H, Lq, Lk)",
+        )
     problem: Problem = front.make(*arrays, **options)
     table = bias.table(front, problem.query, problem.extent, problem.accumulation_dtype)
     return problem.with_distances(table)

@@ -60,8 +60,8 @@ def paged_attention(
         layout: "BHLD", or "BLHD" for queries (B, Lq, H, D) and pages (pages, page_size, K, D).
         return_lse: whether the log-sum-exp is wanted too, (B, H, Lq), as `regard.merge` takes it.
 
-    Pages of 64 keys and more are as fast as one long array; smaller ones are slower. Inference
-    only: no gradients, and arrays of NumPy or PyTorch in main memory.
+    A tile of the kernels' work lies in one page: pages of less than 64 keys make it slower.
+    Inference only: no gradients, and arrays of NumPy or PyTorch in main memory.
 
     Returns:
         (B, H, Lq, E), or (B, Lq, H, E) in the layout BLHD; with return_lse a pair.
@@ -78,19 +78,15 @@ def paged_attention(
         )
     given = {"sinks": sinks, **arrays_in(bias)}
     front = front_end(query=query, key_pages=key_pages, value_pages=value_pages, **given)
-    arrays = (query, key_pages, value_pages, sinks, *given.values())
-    _check(front, arrays, layout)
-    held = _lengths(lengths, query.shape[0])
-    seen = lengths_mask(keys=held)
+    arrays = (query, key_pages, value_pages, *given.values())
     options = {"scale": scale, "softcap": softcap, "sinks": sinks, "layout": layout}
-    problem = _problem(front, query, key_pages, value_pages, table, held, **options)
-    problem = problem.replace(mask=seen if mask is None else as_mask(mask) & seen)
-    if edge_count(problem.mask) is not None:
-        raise MaskError("a graph with keys in pages", "any other mask")
-    if bias is not None:
-        sizes = problem.extent, problem.accumulation_dtype
-        problem = problem.with_distances(bias.table(front, problem.query, *sizes))
-    output, lse = front.untraced(front.attention_lse)(problem, backend)
+
+    def attend() -> tuple[Any, Any]:
+        problem = _problem(front, arrays, table, lengths, mask, bias, **options)
+        found: tuple[Any, Any] = front.attention_lse(problem, backend)
+        return found
+
+    output, lse = front.untraced(attend)()
     return (output, lse) if return_lse else output
 
 
@@ -125,28 +121,36 @@ class PagedProblem(Problem):
 
 def _problem(
     front: Any,
-    query: Any,
-    key_pages: Any,
-    value_pages: Any,
+    arrays: tuple[Any, ...],
     table: Any,
     lengths: Any,
+    mask: Any,
+    bias: Bias | None,
     **options: Any,
-) -> PagedProblem:
-    """Checked with one page as the keys of each sequence."""
-    one = (
-        front.broadcast(pages[:1], (query.shape[0], *pages.shape[1:]))
-        for pages in (key_pages, value_pages)
-    )
-    checked = make(query, *one, **options)
+) -> Problem:
+    """Checked as a call would be that has the first page as each sequence's keys."""
+    _check(front, arrays, options["layout"])
+    query, *both = arrays[:3]
+    held = _lengths(lengths, query.shape[0])
+    first = (front.broadcast(p[:1], (query.shape[0], *p.shape[1:])) for p in both)
+    checked = make(query, *first, **options)
     if options["layout"] == "BLHD":
-        key_pages, value_pages = (pages.swapaxes(1, 2) for pages in (key_pages, value_pages))
+        both = [pages.swapaxes(1, 2) for pages in both]
+    seen = lengths_mask(keys=held)
+    mask = seen if mask is None else as_mask(mask) & seen
+    if edge_count(mask) is not None:
+        raise MaskError("a graph with keys in pages", "any other mask")
     given = {f.name: getattr(checked, f.name) for f in fields(Problem)}
-    given |= {"key": key_pages, "value": value_pages}
-    return PagedProblem(**given, table=_table(table, lengths, key_pages))
+    given |= {"key": both[0], "value": both[1], "mask": mask}
+    problem = PagedProblem(**given, table=_table(table, held, both[0]))
+    if bias is None:
+        return problem
+    sizes = problem.extent, problem.accumulation_dtype
+    return problem.with_distances(bias.table(front, problem.query, *sizes))
 
 
 def _check(front: Any, arrays: tuple[Any, ...], layout: str) -> None:
-    query, key_pages, value_pages, *_ = arrays
+    query = arrays[0]
     if layout not in LAYOUTS:
         raise OptionError(f"layout={layout!r}", '"BHLD" or "BLHD"')
     if front.__name__ not in _IN_PLACE or getattr(query.device, "type", "cpu") != "cpu":
@@ -161,7 +165,7 @@ def _check(front: Any, arrays: tuple[Any, ...], layout: str) -> None:
             "inference, since keys in pages get no gradients",
             "pass query.detach(), or train on keys (B, K, Lk, D) with regard.attention",
         )
-    shapes = [tuple(array.shape) for array in (query, key_pages, value_pages)]
+    shapes = [tuple(array.shape) for array in arrays[:3]]
     if any(len(shape) != 4 for shape in shapes) or shapes[1][:3] != shapes[2][:3]:
         raise ShapeError(
             f"query {shapes[0]}, key_pages {shapes[1]}, value_pages {shapes[2]}",

@@ -13,7 +13,8 @@ A framework is never imported for the user: it is there because their array brou
     from_numpy(array, like)             an array of this framework, on the device of `like`
     broadcast(array, shape)             a view of that shape
     cast(array, dtype)                  the array in that type
-    take(table, index)                  entries of tables, for biases by distance
+    take(table, index)                  entries of tables; a front end without it, and without cast,
+                                        takes no biases by distance
     check(*arrays)                      that they can be used together
     version(array)                      changes with each change in place; None: cannot tell
     copy(array)                         an independent copy

@@ -104,9 +104,12 @@ class MultiHeadAttention(nn.Module):
         if self.rotary is not None:
             queries = self.rotary(queries, past)
         if self.position_bias is not None:
-            sizes = query.shape[1], len(held)
             own = self.position_bias
-            bias = own.bias() if bias is None else bias + own(*sizes)  # of two, the matrix
+            if bias is None and held.shared == 1:
+                bias = own.bias()
+            else:  # of two, or of rows of queries side by side, the matrix
+                matrix = own(query.shape[1], len(held))
+                bias = matrix if bias is None else bias + matrix
         output, weights = attend(
             queries,
             held.key,
