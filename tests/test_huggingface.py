@@ -92,6 +92,59 @@ def test_a_paged_cache_is_refused():
         regard.huggingface.attention(torch.nn.Identity(), q, q, q, None, cache=object())
 
 
+def test_what_is_not_known_is_said():
+    q = torch.randn(1, 2, 5, 8)
+    module = torch.nn.Identity()
+    with pytest.warns(UserWarning, match="given logit_bend=…, which it does not know"):
+        regard.huggingface.attention(module, q, q, q, None, logit_bend=3.0)
+    for name in ("block_indices", "sinks"):
+        with pytest.raises(OptionError, match=f"{name}=….*eager"):
+            regard.huggingface.attention(module, q, q, q, None, **{name: q})
+    regard.huggingface.attention(module, q, q, q, None, use_cache=True, logit_bend=None)
+
+
+def call(lengths, attention_mask=None, **options):
+    """(what our function gives, q, k, v) for a module that is causal."""
+    q, k, v = (torch.randn(1, 2, n, 8) for n in (lengths[0], lengths[1], lengths[1]))
+    module = torch.nn.Identity()
+    output, _ = regard.huggingface.attention(module, q, k, v, attention_mask, **options)
+    return output.transpose(1, 2), q, k, v
+
+
+def test_a_window_without_a_mask():
+    for lengths, options, mask in (
+        ((6, 6), {}, regard.window(2, 0)),
+        ((6, 6), {"is_causal": False}, regard.window(2, 2)),
+        ((1, 6), {}, regard.window(2, 0, "lower_right")),
+        ((4, 6), {}, regard.window(2, 0, "upper_left")),
+    ):
+        found, *given = call(lengths, sliding_window=3, **options)
+        torch.testing.assert_close(found, regard.attention(*given, mask=mask))
+
+
+def test_sequences_told_by_where_they_begin():
+    starts, key_starts = torch.tensor([0, 2, 5]), torch.tensor([0, 4, 6])
+    found, *given = call((5, 5), cu_seq_lens_q=starts, cu_seq_lens_k=starts.clone())
+    alone = regard.documents(cu_lengths=starts)
+    torch.testing.assert_close(found, regard.attention(*given, mask=regard.causal() & alone))
+    told = {"cu_seq_lens_q": starts, "cu_seq_lens_k": key_starts}
+    found, *given = call((5, 6), is_causal=False, **told)
+    ids, key_ids = torch.tensor([[0, 0, 1, 1, 1]]), torch.tensor([[0, 0, 0, 0, 1, 1]])
+    expected = regard.attention(*given, mask=regard.documents(ids, key_ids))
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(OptionError, match="that differ, causal"):
+        call((5, 6), **told)
+
+
+def test_keys_that_a_model_chooses():
+    chosen = torch.tensor([[[0, 3], [2, 2], [5, 1]]])
+    seen = torch.zeros(1, 1, 3, 6, dtype=torch.bool).scatter(-1, chosen[:, None], True)
+    hidden = torch.ones(1, 1, 3, 6, dtype=torch.bool)
+    hidden[..., 3] = False
+    found, *given = call((3, 6), hidden, indices=chosen)
+    torch.testing.assert_close(found, regard.attention(*given, mask=seen & hidden))
+
+
 def test_autocast_makes_types_alike_as_for_sdpa():
     q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
     with torch.autocast("cpu", torch.bfloat16):

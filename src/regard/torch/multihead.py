@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regard.errors import OptionError
-from regard.layers.heads import attend
+from regard.layers.heads import attend, dense
 from regard.masks import as_mask, causal, keys
-from regard.operator import AttentionWeights
 
 __all__ = ["MultiheadAttention"]
 
@@ -66,7 +65,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         output = self.out_proj(output if batch_first else output.transpose(0, 1))
         weights = None
         if seen is not None:
-            weights = _dense(seen, query, key, bias)
+            weights = dense(seen, (query, key, bias)).to(query.dtype)
             weights = weights.mean(1) if average_attn_weights else weights
         if batched:
             return output, weights
@@ -136,13 +135,3 @@ def _masks(
             added.append(attn_mask.to(query.dtype))
     mask = functools.reduce(operator.and_, seen) if seen else None
     return mask, functools.reduce(operator.add, added) if added else None
-
-
-def _dense(weights: AttentionWeights, query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    """The weights as a matrix (B, H, L, S), with gradients where query, key and bias have them."""
-    learned = (query, key, bias)
-    if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in learned):
-        # Applied to the unit matrix, since dense() has no gradient.
-        dense: Tensor = weights @ torch.eye(key.shape[1], dtype=key.dtype, device=key.device)
-        return dense.transpose(1, 2)
-    return weights.dense().to(query.dtype)  # type: ignore[no-any-return]

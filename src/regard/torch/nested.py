@@ -36,7 +36,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, **opti
     return result
 
 
-def _intervals(query: Tensor, key: Tensor, is_causal: bool) -> Tensor:
+def _intervals(query: Any, key: Any, is_causal: bool) -> Tensor:
     """(1, 1, Lq, 1, 2): where the keys of each query's sequence start and stop."""
     starts, key_starts = query.offsets(), key.offsets()
     i = torch.arange(query.values().shape[1], device=starts.device)
@@ -50,12 +50,13 @@ def _intervals(query: Tensor, key: Tensor, is_causal: bool) -> Tensor:
     return torch.stack([start, stop], dim=-1).int()[None, None, :, None]
 
 
-def _lengths(tensor: Tensor) -> Tensor:
-    lengths: Tensor | None = tensor.lengths()
-    return tensor.offsets().diff() if lengths is None else lengths
+def _lengths(tensor: Any) -> Tensor:
+    given: Tensor | None = tensor.lengths()
+    lengths: Tensor = tensor.offsets().diff() if given is None else given
+    return lengths
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor) -> None:
+def _check(query: Any, key: Any, value: Any) -> None:
     named = {"query": query, "key": key, "value": value}
     for name, tensor in named.items():
         if not tensor.is_nested or tensor.layout is not torch.jagged:
