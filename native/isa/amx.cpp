@@ -25,6 +25,10 @@
 #include "kernel/amx/heads.h"
 #include "kernel/amx/weights.h"
 #include "kernel/amx/forward.h"
+#include "kernel/amx/row_pack.h"
+#include "kernel/amx/row_sight.h"
+#include "kernel/amx/row_weights.h"
+#include "kernel/amx/row_forward.h"
 #include "kernel/amx/split_rows.h"
 #include "kernel/amx/gradients.h"
 #include "kernel/amx/backward.h"
@@ -38,7 +42,7 @@ int forward_or_avx512(const regard_problem &p, const regard_array &output, void 
   auto *sums = static_cast<float *>(lse);
   switch (parts_of(p)) {
     case 1:
-      return Pipeline<1>(p, output, sums).run();
+      return RowPipeline(p, output, sums).run();
     case 2:
       return Pipeline<2>(p, output, sums).run();
     default:

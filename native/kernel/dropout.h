@@ -74,6 +74,16 @@ class Dropout {
     }
   }
 
+  // factors[j] of one row.
+  void fill_row(int row, int64_t begin, int64_t keys, T *factors) const {
+    const uint32_t below = below_, low = low_[row], high = high_[row];
+    const T kept = kept_;
+    for (int64_t j = 0; j < keys; ++j) {
+      const uint32_t key = static_cast<uint32_t>(begin + j);
+      factors[j] = fmix32(fmix32(key ^ low) + high) < below ? T(0) : kept;
+    }
+  }
+
  private:
   uint32_t low_[kBlock<T>], high_[kBlock<T>], below_;
   int width_;

@@ -29,6 +29,11 @@ class HeadPacker {
     for (int64_t b = 0; b < p_.batch; ++b) reaches_[b] = reach(b);
   }
 
+  // Whether some query of a batch element may see one of the keys [first, last).
+  bool seen(int64_t batch, int64_t first, int64_t last) const {
+    return reaches_[batch].touches(first, last);
+  }
+
   // A slice of head number `head` of all batch elements, as the head number `at` of `to`.
   void keys(int64_t head, int64_t slice, const PackedHeads &to, int64_t at) const {
     const int64_t first = slice * kSlice, last = std::min(first + kSlice, shape_.keys);

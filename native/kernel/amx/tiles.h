@@ -90,16 +90,17 @@ class Unstored {
 
 // c (+)= a b of tiles_m x tiles_n tiles, in blocks of 2 x 2. Rows of b hold pairs of rows of the
 // matrix that it stands for. Both sides are sums of kParts parts, the highest first; products of
-// parts that are less than the last bit of the whole are left out. kOnce: a goes by once. All
-// distances are in bytes.
-template <int kParts, bool kOnce = true>
+// parts that are less than the last bit of the whole are left out. kOnce: a goes by once; kTiled: b
+// does, and is made of whole tiles. All distances are in bytes.
+template <int kParts, bool kOnce = true, bool kTiled = false>
 struct TileProduct {
   const char *a;
   int64_t a_row, a_tile, a_depth;  // from row to row, tile to tile, and along the depth
   int64_t a_part = 0, b_part = 0;  // from part to part
   const char *b;
+  int64_t b_tile = 0, b_depth = 0;  // kTiled: from tile to tile, and along the depth
   char *c;
-  int64_t width;  // of rows of b and of c
+  int64_t width;  // of rows of c and, if not kTiled, of b
   int tiles_m = 0, tiles_n = 0;
   int64_t depth = 0;
   bool add = false;
@@ -114,10 +115,12 @@ struct TileProduct {
   template <class Between>
   REGARD_INLINE void block(int index, Between &between, Unstored &sums) const {
     const int across = (tiles_n + 1) / 2, m = index / across * 2, n = index % across * 2;
-    const char *left = a + m * a_tile, *right = b + n * kTileBytes;
+    const char *left = a + m * a_tile, *right = b + n * next_right();
     char *sum = c + m * kTileRows * width + n * kTileBytes;
     if (m + 1 < tiles_m && n + 1 < tiles_n) {
       multiply<2, 2>(left, right, sum, between, sums);
+    } else if (kTiled && n + 1 < tiles_n) {
+      multiply<1, 2>(left, right, sum, between, sums);
     } else {
       edge(m, n, left, right, sum, sums);
     }
@@ -158,15 +161,25 @@ struct TileProduct {
     }
   }
 
+  int64_t next_right() const { return kTiled ? b_tile : kTileBytes; }
+  template <int kReg>
+  REGARD_INLINE void load_right(const char *right) const {
+    if constexpr (kTiled) {
+      tile_stream<kReg>(right, kTileBytes);
+    } else {
+      tile_load<kReg>(right, width);
+    }
+  }
+
   // One tile deep. Sides that the step before has loaded need not be loaded again.
   template <int kM, int kN, bool kFirst, bool kLoadLeft, bool kLoadRight, class Between>
   REGARD_INLINE void step(const char *left, const char *right, char *sum, Between &between,
                           Unstored &sums) const {
     if constexpr (kLoadLeft) load_left<4>(left);
-    if constexpr (kLoadRight) tile_load<6>(right, width);
+    if constexpr (kLoadRight) load_right<6>(right);
     add_product<kFirst, 0, 4, 6>(sum, between, sums);
     if constexpr (kN > 1) {
-      if constexpr (kLoadRight) tile_load<7>(right + kTileBytes, width);
+      if constexpr (kLoadRight) load_right<7>(right + next_right());
       add_product<kFirst, 1, 4, 7>(sum + kTileBytes, between, sums);
     }
     if constexpr (kM > 1) {
@@ -200,7 +213,7 @@ struct TileProduct {
     deepen<kM, kN, true>(left, right, sum, between, sums);
     for (int64_t k = 1; k < depth; ++k) {
       left += a_depth;
-      right += kTileRows * width;
+      right += kTiled ? b_depth : kTileRows * width;
       deepen<kM, kN, false>(left, right, sum, between, sums);
     }
   }
