@@ -18,7 +18,8 @@ from regard.masks import Normal
 __all__ = ["attention"]
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, **options: Any) -> Tensor:
+# Any: PyTorch's types do not know what a nested tensor has.
+def attention(query: Any, key: Any, value: Any, is_causal: bool, **options: Any) -> Tensor:
     """(B, H, lengths, E), nested as the query is.
 
     query, key, value: (B, H, lengths, size), nested, of the layout torch.jagged; keys and values of
