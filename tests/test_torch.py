@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -435,3 +436,46 @@ def test_gradients_of_arrays_that_cannot_be_written_alike(order):
     found = torch.autograd.grad(regard.attention(*arrays).square().sum(), arrays)
     expected = torch.autograd.grad(regard.attention(*plain).square().sum(), plain)
     torch.testing.assert_close(found, expected)
+
+
+def allocated(call):
+    """What PyTorch allocates while a call runs, and what Python and NumPy do at most, in bytes."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        result = call()
+    events = profile.profiler.kineto_results.events()
+    sizes = (event.nbytes() for event in events if event.name() == "[memory]")
+    tracemalloc.start()
+    call()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak + sum(size for size in sizes if size > 0), result
+
+
+VIEWS = {
+    "heads first": lambda packed: (packed.permute(2, 0, 3, 1, 4).contiguous().unbind(0), "BHLD"),
+    "heads last": lambda packed: (packed.unbind(2), "BLHD"),
+    "heads last, transposed": lambda packed: (packed.permute(2, 0, 3, 1, 4).unbind(0), "BHLD"),
+    "a longer cache": lambda packed: (packed[:, :300].unbind(2), "BLHD"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_queries_keys_and_values_are_not_copied(view):
+    (q, k, v), layout = view(torch.randn(2, 512, 3, 8, 64))
+
+    def call():
+        return regard.attention(q, k, v, layout=layout, mask=regard.causal())
+
+    call(), call()  # what calls like this one have in common is worked out, and kept
+    size, output = allocated(call)
+    assert output.nbytes <= size < 1.5 * output.nbytes
+
+    learned = [a.detach().requires_grad_() for a in (q, k, v)]
+    output = regard.attention(*learned, layout=layout)
+    d_output = torch.randn_like(output)
+    size, found = allocated(
+        lambda: torch.autograd.grad(output, learned, d_output, retain_graph=True)
+    )
+    assert 3 * output.nbytes <= size < 3.5 * output.nbytes
+    assert len(found) == 3
