@@ -21,7 +21,17 @@ from harness import RESULTS, UNFINISHED, commit
 
 HERE = Path(__file__).parent
 # Results that are written case by case, and those that are written at once, with arguments.
-GROWING = ("peaks", "forward", "backward", "masks", "peers", "models", "jax", "memory")
+GROWING = (
+    "peaks",
+    "forward",
+    "backward",
+    "masks",
+    "peers",
+    "models",
+    "jax",
+    "tensorflow",
+    "memory",
+)
 DTYPES = ("float32", "bfloat16")
 WHOLE = [
     ("watch",),

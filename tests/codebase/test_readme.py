@@ -45,10 +45,16 @@ def test_watching_a_model_as_in_the_readme_runs(capsys, tmp_path, monkeypatch):
         ("huggingface", "attends with Regard"),
         ("graphs", "linear in edges"),
         ("layers", "7 positions in each cache"),
+        ("tensorflow", "tensors where they lie"),
+        ("keras", "AttentionWeights (B, H, Lq, Lk) = (1, 4, 512, 512)"),
     ],
 )
-def test_the_pages_for_frameworks_run(page, says, capsys):
-    pytest.importorskip("transformers" if page == "huggingface" else "torch")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
+def test_the_pages_for_frameworks_run(page, says, capsys, monkeypatch, tmp_path):
+    pytest.importorskip(
+        {"graphs": "torch", "layers": "torch", "huggingface": "transformers"}.get(page, page)
+    )
+    monkeypatch.chdir(tmp_path)
     text = (README.parent / "docs" / f"{page}.md").read_text()
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
