@@ -21,7 +21,18 @@ from harness import RESULTS, UNFINISHED, commit
 
 HERE = Path(__file__).parent
 # Results that are written case by case, and those that are written at once, with arguments.
-GROWING = ("peaks", "forward", "backward", "masks", "peers", "models", "jax", "memory", "decoding")
+GROWING = (
+    "peaks",
+    "forward",
+    "backward",
+    "masks",
+    "peers",
+    "models",
+    "jax",
+    "tensorflow",
+    "memory",
+    "decoding",
+)
 DTYPES = ("float32", "bfloat16")
 WHOLE = [
     ("watch",),

@@ -21,11 +21,12 @@ KEEP = np.array([[1, 1, 1, 1, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
 ROWS = np.array([[1, 1, 1, 1, 0, 0], [1] * 6, [0] * 6], bool)
 SEEN = rng.random((3, 6, 5)) < 0.5
 
+E = 4 if BACKEND == "jax" else 3  # there, Keras's own layer fails where it is not key_dim
 LAYERS = {
     "heads": ("MultiHeadAttention", {"num_heads": 2, "key_dim": 4}),
     "gate": (
         "MultiHeadAttention",
-        {"num_heads": 2, "key_dim": 4, "value_dim": 3, "use_gate": True},
+        {"num_heads": 2, "key_dim": 4, "value_dim": E, "use_gate": True},
     ),
     "window": ("MultiHeadAttention", {"num_heads": 2, "key_dim": 4, "sliding_window": 2}),
     "grouped": (
@@ -66,7 +67,7 @@ def called(layer, **masks):
         if "attention_mask" in masks:
             pytest.skip("takes no such mask")
         both = [masks.pop("query_mask", None), masks.pop("value_mask", None)]
-        return layer([X, Y], mask=None if both == [None, None] else both, **masks)
+        return layer([X, Y], mask=both if both[1] is not None else None, **masks)
     return layer(X, Y, **masks)
 
 
@@ -143,9 +144,12 @@ def test_dropout_is_drawn_from_keras_s_generator(name):
     for seed in (1, 1, 2):
         ours, _ = pair(name, dropout=0.5, seed=seed)
         ours.set_weights([np.ones_like(w) / 3 for w in ours.get_weights()])
-        outputs.append([ops.convert_to_numpy(called(ours, training=True)) for _ in range(2)])
-        assert not np.allclose(outputs[-1][0], outputs[-1][1])
-        assert np.allclose(*(called(ours, training=False) for _ in range(2)))
+        drawn, same = (
+            [ops.convert_to_numpy(called(ours, training=training)) for _ in range(2)]
+            for training in (True, False)
+        )
+        assert not np.allclose(*drawn) and np.allclose(*same)
+        outputs.append(drawn)
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert not np.allclose(outputs[0], outputs[2])
 

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 import regard
 from regard.errors import BackendError, DtypeError, MaskError, OptionError, ShapeError
+from regard.frontends import numpy as numpy_front
 from regard.frontends import repeated as memory
 from regard.frontends import torch as front
 from regard.frontends.torch import plain
@@ -52,8 +53,8 @@ def no_long_way(monkeypatch):
         def refuse(*args, **kwargs):
             raise AssertionError("the long way")
 
-        monkeypatch.setattr(memory, "make", refuse)
-        monkeypatch.setattr(regard.api, "make", refuse)
+        for each in (front, numpy_front):
+            monkeypatch.setattr(each, "make", refuse)
 
     return forget
 

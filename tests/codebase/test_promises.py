@@ -32,13 +32,15 @@ def test_importing_regard_loads_numpy_and_no_framework():
         "import sys, regard; print(*{name.partition('.')[0] for name in sys.modules})"
     ).split()
     assert "numpy" in loaded
-    assert not {"torch", "jax", "tensorflow", "transformers", "rich", "typer"} & set(loaded)
+    assert not {"torch", "jax", "tensorflow", "keras", "transformers", "rich", "typer"} & set(
+        loaded
+    )
 
 
 def test_numpy_attention_works_where_no_framework_can_be_imported():
     code = """
 import sys
-for name in ("torch", "transformers", "jax", "tensorflow"):
+for name in ("torch", "transformers", "jax", "tensorflow", "keras"):
     sys.modules[name] = None
 import numpy, regard
 x = numpy.ones((1, 2, 3, 4), "f4")

@@ -65,10 +65,15 @@ def test_the_readmes_have_the_same_sections():
         ("onnx", "Attention"),
         ("graphs", "linear in edges"),
         ("layers", "7 positions in each cache"),
+        ("tensorflow", "tensors where they lie"),
+        ("keras", "AttentionWeights (B, H, Lq, Lk) = (1, 4, 512, 512)"),
     ],
 )
-def test_the_pages_for_frameworks_run(page, says, capsys):
-    pytest.importorskip({"huggingface": "transformers", "onnx": "onnxscript"}.get(page, "torch"))
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
+def test_the_pages_for_frameworks_run(page, says, capsys, monkeypatch, tmp_path):
+    needed = {"graphs": "torch", "layers": "torch", "huggingface": "transformers"}
+    pytest.importorskip({**needed, "onnx": "onnxscript"}.get(page, page))
+    monkeypatch.chdir(tmp_path)
     text = (README.parent / "docs" / f"{page}.md").read_text()
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):

@@ -99,9 +99,9 @@ def _framework(name: str, array: Any) -> str:
     if torch is not None and isinstance(array, torch.Tensor):  # torch.compile cannot trace a loop
         return "torch"
     for kind in type(array).__mro__:
-        for name in (kind.__module__.partition(".")[0], kind.__module__):
-            if name in _FRAMEWORKS and hasattr(array, "shape"):
-                return _FRAMEWORKS[name]
+        for module in (kind.__module__.partition(".")[0], kind.__module__):
+            if module in _FRAMEWORKS and hasattr(array, "shape"):
+                return _FRAMEWORKS[module]
     raise ArrayTypeError(
         f"{name} of type {type(array).__name__}",
         "an array of NumPy, PyTorch, JAX or TensorFlow",

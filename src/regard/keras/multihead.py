@@ -52,7 +52,7 @@ class _Heads(Compiled):
     ) -> Any:
         """As in Keras."""
         masks = {
-            "query_mask": get_keras_mask(query) if query_mask is None else query_mask,
+            "query_mask": self._query_mask(query, query_mask),
             "value_mask": value_mask,
             "key_mask": key_mask,
             "attention_mask": attention_mask,
@@ -120,6 +120,9 @@ class _Heads(Compiled):
         """Scale, sliding window, whether there is a gate, dropout."""
         raise NotImplementedError
 
+    def _query_mask(self, query: Any, given: Any) -> Any:
+        return given
+
 
 @keras.saving.register_keras_serializable(package="regard")
 class MultiHeadAttention(_Heads, keras.layers.MultiHeadAttention):  # type: ignore[misc]
@@ -135,6 +138,9 @@ class MultiHeadAttention(_Heads, keras.layers.MultiHeadAttention):  # type: igno
     def _options(self) -> tuple[float, int | None, bool, float]:
         """Scale, sliding window, whether there is a gate, dropout."""
         return self._inverse_sqrt_key_dim, self._sliding_window, self._use_gate, self._dropout
+
+    def _query_mask(self, query: Any, given: Any) -> Any:
+        return get_keras_mask(query)  # as in Keras, which takes no notice of the argument
 
 
 @keras.saving.register_keras_serializable(package="regard")

@@ -58,12 +58,13 @@ def attend(
 
     lse None: the fields are not filled, since the output was not computed here.
     """
-    if _way(problem, backend) == "tensorflow" or not fields:
+    if _way(problem, backend) == "tensorflow":
         return attention(problem, backend), None
-    if any(gradients.recorded(Call(problem, backend).tensors)):
+    if not fields or any(gradients.recorded(Call(problem, backend).tensors)):
         output, found = attention_lse(problem, backend)
-        total = np.array(found)  # a copy, since kernels write where they are told
-        dispatch.read_out(host(problem, backend)[0], None, total, fields, backend)
+        total = np.array(view(found))  # a copy, since kernels write where they are told
+        if fields:
+            dispatch.read_out(host(problem, backend)[0], None, total, fields, backend)
         return output, total
     moved = host(problem, backend)[0].replace(value=view(problem.value))
     made = empty(problem.output_shape, moved.query.dtype)
