@@ -200,7 +200,7 @@ int regard_graph_forward(const regard_problem *problem, const regard_edges *edge
                          const regard_array *output, void *lse, void *weights) {
   const Kernels *kernels = chosen().load();
   if (!kernels) return REGARD_UNKNOWN_ISA;
-  if (!valid(problem) || problem->score != REGARD_DOT || !valid(edges)) return REGARD_BAD_ARGUMENT;
+  if (!valid(problem) || !valid(edges)) return REGARD_BAD_ARGUMENT;
   const regard_array absent = {};
   const regard_array &y = output ? *output : absent;
   if (y.data && !problem->value.data && needs_value(*problem)) return REGARD_BAD_ARGUMENT;
@@ -211,7 +211,7 @@ int regard_graph_backward(const regard_problem *problem, const regard_edges *edg
                           const regard_gradients *gradients) {
   const Kernels *kernels = chosen().load();
   if (!kernels) return REGARD_UNKNOWN_ISA;
-  if (!valid(problem) || problem->score != REGARD_DOT || !valid(edges)) return REGARD_BAD_ARGUMENT;
+  if (!valid(problem) || !valid(edges)) return REGARD_BAD_ARGUMENT;
   if (!gradients || !valid(*problem, *gradients)) return REGARD_BAD_ARGUMENT;
   return kernels->graph_backward(*problem, *edges, *gradients);
 }
