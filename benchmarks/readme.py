@@ -1,4 +1,4 @@
-"""Write what was measured into the README, between its markers.
+"""Write what was measured into the README and docs/translation.md, between their markers.
 
     python benchmarks/readme.py
 
@@ -19,6 +19,7 @@ from harness import measured
 from peers import PEERS
 
 README = Path(__file__).parents[1] / "README.md"
+TRANSLATION = README.parent / "docs" / "translation.md"
 DTYPES = ("float32", "bfloat16")
 Row = dict[str, Any]
 
@@ -156,6 +157,18 @@ def models() -> str:
     return _table(head, lines)
 
 
+def decoding() -> str:
+    """How fast translations are written."""
+    lines = []
+    for case, row in measured("decoding").items():
+        speeds = {name: row["tokens"] / row[name]["median"] * 1e3 for name in DECODERS}
+        lines.append([case, *(f"{speed:,.0f}" for speed in speeds.values())])
+    return _table(["tokens a second", *DECODERS.values()], lines)
+
+
+DECODERS = {"regard": "Regard", "uncached": "without a cache", "marian": "Hugging Face"}
+
+
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -167,21 +180,26 @@ def _prose(text: str) -> str:
     )
 
 
-PARTS = {"kernels": kernels, "peers": peers, "models": models}
+PAGES = {
+    README: {"kernels": kernels, "peers": peers, "models": models},
+    TRANSLATION: {"decoding": decoding},
+}
 
 
-def filled(text: str) -> str:
-    """The README with what was measured."""
-    for name, part in PARTS.items():
+def filled(page: Path) -> str:
+    """A page with what was measured."""
+    text = page.read_text()
+    for name, part in PAGES[page].items():
         pattern = rf"(<!-- measured: {name} -->\n).*?(\n<!-- end -->)"
         made = part()
         text, count = re.subn(pattern, lambda m: m[1] + made + m[2], text, flags=re.DOTALL)  # noqa: B023
-        assert count == 1, f"README.md has no place for {name}"
+        assert count == 1, f"{page.name} has no place for {name}"
     return text
 
 
 def main() -> None:
-    README.write_text(filled(README.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page))
 
 
 if __name__ == "__main__":

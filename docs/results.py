@@ -17,8 +17,11 @@ HEAD = """# Results
 Every figure here is from a report in `results/`, which `sh results/run.sh` makes; this page is made
 of those by `python docs/results.py`. BLEU is sacrebleu's: of lower-cased, tokenised text
 (`--tokenize none`), as Multi30k is usually reported, and of the same answers as they are written
-(`13a`).
+(`13a`). A run's cost is in processor minutes, the time of all threads together, since the machine did
+other work besides: two cores give two of them in a minute.
 """
+
+HOUR = 120  # processor minutes: an hour of two cores
 
 COLOURS = ("#3a6ea5", "#c8553d", "#588157", "#8d6a9f", "#b08900")
 
@@ -69,10 +72,29 @@ def _translation(reports: dict[str, Any]) -> list[str]:
     words = list(dict.fromkeys(word for one in lengths.values() for word in one))
     rows = [[name, *(one.get(word, "–") for word in words)] for name, one in lengths.items()]
     parts += ["BLEU by the source's number of words, test 2016:\n", _table(["", *words], rows)]
-    parts += ["![Learning curves](curves.svg)\n", *_alignments(reports)]
     curves = {name: one["curve"] for name, one in first.items() if one["use"]["beam"] > 1}
+    parts += [
+        "![Learning curves](curves.svg)\n\nValidation loss by processor minutes.\n",
+        *(_within(name, curve) for name, curve in curves.items()),
+        *_alignments(reports),
+    ]
     (DOCS / "curves.svg").write_text(_curves(curves), "utf-8")
     return parts
+
+
+def _within(name: str, curve: Sequence[dict[str, Any]]) -> str:
+    """What a run had reached after an hour of two cores."""
+    points = [point for point in curve if _cost(point) <= HOUR]
+    best = min(points, key=lambda point: float(point["validation_loss"]))
+    return (
+        f"- {name}: validation loss {best['validation_loss']:.3f} after {_cost(best):.0f} processor "
+        f"minutes (epoch {best['epoch']}), the best within the {HOUR} of an hour of two cores.\n"
+    )
+
+
+def _cost(point: dict[str, Any]) -> float:
+    """Processor minutes; of runs that did not count them, minutes."""
+    return float(point.get("processor_minutes", point["minutes"]))
 
 
 BLEUS = ("bleu_lowercased_tokenised", "bleu_13a")
@@ -114,15 +136,28 @@ def _runs(reports: dict[str, Any]) -> list[str]:
     parts = ["## How they were made\n"]
     for name, one in sorted(reports.items()):
         training, machine = one["training"], one["machine"]
-        last = one["curve"][-1] if one["curve"] else {"epoch": "?", "minutes": "?"}
         parts.append(
             f"- **{name}**: `{shlex.join(training['command'])}`, seed "
-            f"{training['settings']['seed']}, {one['parameters']:,} parameters, {last['epoch']} "
-            f"epochs in {last['minutes']} minutes, the weights of step {one['checkpoint']['step']};"
+            f"{training['settings']['seed']}, {one['parameters']:,} parameters, "
+            f"{_spent(one['curve'], training)}, the weights of step {one['checkpoint']['step']};"
             f" `{shlex.join(one['command'])}`; {machine['processor']}, {machine['threads']} "
             f"threads, PyTorch {machine['torch']}"
         )
     return [*parts, ""]
+
+
+def _spent(curve: Sequence[dict[str, Any]], training: dict[str, Any]) -> str:
+    if not curve:
+        return "no epoch to its end"
+    last, threads = curve[-1], training["machine"]["threads"]
+    epochs = f"{last['epoch']} of {training['settings']['epochs']} epochs"
+    if "processor_minutes" not in last:
+        return f"{epochs} in {last['minutes']:.0f} minutes"
+    cost = last["processor_minutes"]
+    return (
+        f"{epochs} in {cost:.0f} processor minutes ({cost / threads:.0f} minutes of {threads} cores; "
+        f"{last['minutes']:.0f} by the clock)"
+    )
 
 
 def _table(heads: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
@@ -131,14 +166,14 @@ def _table(heads: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _curves(curves: dict[str, Any]) -> str:
-    """Validation loss by minutes."""
+    """Validation loss by processor minutes."""
     points = [point for curve in curves.values() for point in curve]
-    most = max(point["minutes"] for point in points)
+    most = max(map(_cost, points))
     low, high = (f(point["validation_loss"] for point in points) for f in (min, max))
     parts = []
     for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
         at = " ".join(
-            f"{60 + 560 * point['minutes'] / most:.1f},"
+            f"{60 + 560 * _cost(point) / most:.1f},"
             f"{20 + 260 * (high - point['validation_loss']) / (high - low):.1f}"
             for point in curve
         )

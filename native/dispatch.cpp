@@ -144,7 +144,7 @@ bool valid(const regard_edges *e) {
 }
 
 bool valid_graph(const regard_problem *p, const regard_edges *edges) {
-  if (!valid(p) || p->pages || p->score != REGARD_DOT || !valid(edges)) return false;
+  if (!valid(p) || p->pages || !valid(edges)) return false;
   return !p->bias.data || p->bias.query_stride >= 0;
 }
 

@@ -1,12 +1,17 @@
 #!/bin/sh
-# Trains and measures every model of docs/results.md, one after the other.
+# Trains and measures every model of docs/results.md, one after the other, or those that are named.
 # Killed and started again, it goes on where it was. Runs are kept in $RUNS, default: runs/.
 #
-#   sh results/run.sh && python docs/results.py
+#   sh results/run.sh [NAME …] && python docs/results.py
 set -eu
 cd "$(dirname "$0")/.."
 runs=${RUNS:-runs}
 regard=${REGARD:-regard}
+names="$*"
+
+chosen() { # name of a run
+    case " ${names:-$1} " in *" $1 "*) ;; *) return 1 ;; esac
+}
 
 learn() { # name, task, settings…
     name=$1 task=$2
@@ -21,22 +26,28 @@ measure() { # name of the report, name of the run, task, options…
 }
 
 translator() { # name, settings…
-    learn "$@"
-    measure "$1" "$1" translation
-    measure "$1-greedy" "$1" translation --beam 1
-    measure "$1-2017" "$1" translation --split test_2017_flickr
-    measure "$1-coco" "$1" translation --split test_2017_mscoco
+    chosen "$1" || return 0
+    model=$1
+    shift
+    learn "$model" translation "$@"
+    measure "$model" "$model" translation
+    measure "$model-greedy" "$model" translation --beam 1
+    measure "$model-2017" "$model" translation --split test_2017_flickr
+    measure "$model-coco" "$model" translation --split test_2017_mscoco
+    # What attends can be asked where it looks.
+    [ "$model" = rnn-without-attention-en-de ] ||
+        measure "$model-gold" "$model" translation --split gold_alignments
 }
 
-translator transformer-en-de translation --minutes 60 --epochs 60
-translator rnn-en-de translation --model rnn --rate 1e-3 --minutes 60 --epochs 30
-translator rnn-without-attention-en-de translation --model rnn-without-attention \
-    --rate 1e-3 --minutes 60 --epochs 30
-for model in transformer rnn; do
-    measure $model-en-de-gold $model-en-de translation --split gold_alignments
-done
-learn pronunciation pronunciation --minutes 60 --epochs 30
-measure pronunciation pronunciation pronunciation
-[ -f results/explained.json ] || $regard explain translation \
-    "A man in a blue shirt is standing on a ladder cleaning a window." \
-    --checkpoint "$runs/transformer-en-de" --json > results/explained.json
+translator transformer-en-de --epochs 48
+if chosen transformer-en-de && [ ! -f results/explained.json ]; then
+    $regard explain translation \
+        "A man in a blue shirt is standing on a ladder cleaning a window." \
+        --checkpoint "$runs/transformer-en-de" --json > results/explained.json
+fi
+if chosen pronunciation; then
+    learn pronunciation pronunciation --epochs 20
+    measure pronunciation pronunciation pronunciation
+fi
+translator rnn-en-de --model rnn --rate 1e-3 --epochs 12
+translator rnn-without-attention-en-de --model rnn-without-attention --rate 1e-3 --epochs 12

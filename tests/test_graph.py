@@ -8,7 +8,7 @@ import torch
 
 import regard
 from problems import problem
-from regard.errors import BackendError, MaskError, OptionError, ShapeError
+from regard.errors import BackendError, MaskError, ShapeError
 from test_native import check, check_backward
 
 SIZES = ["float16", "bfloat16", "float32", "float64"]
@@ -213,10 +213,3 @@ def test_a_graph_without_edges():
     y = regard.attention(q, k, v, mask=regard.graph(np.zeros((2, 0), int)))
     assert not y.any()
     assert all(not g.any() for g in torch.autograd.grad(y.sum(), (q, k, v)))
-
-
-def test_additive_scores_along_edges_are_refused():
-    (q, k, v), found = pair(np.random.default_rng(11))
-    score = regard.Additive(None, None, torch.ones(8).double())
-    with pytest.raises(OptionError, match="dense boolean mask"):
-        regard.attention(q, k, v, mask=regard.graph(found), score=score)

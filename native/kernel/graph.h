@@ -17,12 +17,15 @@ class Graph {
         edges_(edges),
         by_query_{edges.query_starts, edges.query_keys, edges.query_edges, p.queries},
         by_key_{edges.key_starts, edges.key_queries, edges.key_edges, p.keys},
-        scale_(static_cast<T>(p.scale)) {}
+        factor_(is_additive(p) ? T(1) : static_cast<T>(p.scale)),
+        stride_(padded<T>(p.head_size)) {}
 
   int forward(const regard_array &output, void *lse, void *weights) {
     output_ = output;
     lse_ = static_cast<T *>(lse);
     weights_ = static_cast<T *>(weights);
+    Scratch scratch(Scratch::kCall);
+    if (!take_vectors(scratch)) return REGARD_OUT_OF_MEMORY;
     return each_piece(by_query_, &Graph::forward_task);
   }
 
@@ -30,12 +33,14 @@ class Graph {
     Scratch scratch(Scratch::kCall);
     gradients_ = &g;
     delta_ = scratch.take<T>(p_.batch * p_.heads * p_.queries);
-    if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    if (g.d_vector) d_vectors_ = scratch.take<T>(pieces(by_query_) * vector_sums());
+    if (!take_vectors(scratch) || scratch.failed()) return REGARD_OUT_OF_MEMORY;
     int status = each_piece(by_query_, &Graph::query_task);
     if (status == REGARD_OK && (g.d_key.data || g.d_value.data)) {
       status = each_piece(by_key_, &Graph::key_task);
     }
     if (status == REGARD_OK && g.d_sinks) sink_gradients(static_cast<T *>(g.d_sinks));
+    if (status == REGARD_OK && g.d_vector) vector_gradients(static_cast<T *>(g.d_vector));
     return status;
   }
 
@@ -129,9 +134,9 @@ class Graph {
   // Output, log-sum-exp and weights of one query.
   void attend(int64_t b, int64_t h, const Row &row, Work &w) const {
     const Operand<S> keys = rows_at(p_.key, b, key_head(h));
-    take(p_.query, b, h, row.index, p_.head_size, scale_, w.own);
+    take(p_.query, b, h, row.index, p_.head_size, factor_, w.own);
     ahead(row, by_query_, keys, p_.head_size);
-    dots(keys, row, w.own, p_.head_size, w.scores);
+    compare(h, keys, row, w);
     adjust(b, h, row, w.scores, nullptr);
     T most = p_.sinks ? sink(h) : -kInfinity<T>;
     for (int64_t e = 0; e < row.count; ++e) most = w.scores[e] < most ? most : w.scores[e];
@@ -150,38 +155,43 @@ class Graph {
     drop(b, h, row, by_query_, w.scores);
     const Operand<S> values = rows_at(p_.value, b, value_head(h));
     ahead(row, by_query_, values, p_.value_size);
-    sum_rows(values, row, w.scores, p_.value_size, w.sum_value, false);
+    sum_rows(values, row, w.scores, p_.value_size, w.sum_value, false, RowItself{});
     give(output_, b, h, row.index, w.sum_value, p_.value_size, factor);
   }
 
   static int query_task(void *context, int64_t piece) {
     Graph &self = *static_cast<Graph *>(context);
+    T *d_vectors = self.d_vectors_;
+    if (d_vectors) std::fill_n(d_vectors += piece * self.vector_sums(), self.vector_sums(), T(0));
     return self.rows_of(piece, self.by_query_, [&](int64_t b, const Row &row, Work &w) {
       self.clear_bias(b, row);
-      for (int64_t h = 0; h < self.p_.heads; ++h) self.query_gradient(b, h, row, w);
+      for (int64_t h = 0; h < self.p_.heads; ++h) self.query_gradient(b, h, row, w, d_vectors);
     });
   }
 
-  // delta, and the gradients of one query and of the biases of its edges.
-  void query_gradient(int64_t b, int64_t h, const Row &row, Work &w) const {
+  // delta, and the gradients of one query and of the biases of its edges; and what these edges add
+  // to the gradients of the additive scores' vectors.
+  void query_gradient(int64_t b, int64_t h, const Row &row, Work &w, T *d_vectors) const {
     const regard_gradients &g = *gradients_;
     const int64_t at = (b * p_.heads + h) * p_.queries + row.index;
     delta_[at] = delta_of<T>(p_, g, b, h, row.index);
-    if (!g.d_query.data && !g.d_bias.data) return;
+    if (!g.d_query.data && !g.d_bias.data && !d_vectors) return;
     const Operand<S> keys = rows_at(p_.key, b, key_head(h));
-    take(p_.query, b, h, row.index, p_.head_size, scale_, w.own);
+    take(p_.query, b, h, row.index, p_.head_size, factor_, w.own);
     take(g.d_output, b, h, row.index, p_.value_size, T(1), w.own_value);
     ahead(row, by_query_, keys, p_.head_size);
-    dots(keys, row, w.own, p_.head_size, w.scores);
+    compare(h, keys, row, w);
     const Operand<S> values = rows_at(p_.value, b, value_head(h));
     ahead(row, by_query_, values, p_.value_size);
-    dots(values, row, w.own_value, p_.value_size, w.d_scores);
+    dots(values, row, w.own_value, p_.value_size, w.d_scores, DotProduct{});
     gradients_of_scores(b, h, row, by_query_, w);
     if (g.d_bias.data) add_bias_gradient(b, h, row, w.d_scores);
-    if (!g.d_query.data) return;
+    if (!g.d_query.data && !d_vectors) return;
     bend_back(row, w);
-    sum_rows(keys, row, w.d_scores, p_.head_size, w.sum, false);
-    give(g.d_query, b, h, row.index, w.sum, p_.head_size, scale_);
+    if (d_vectors) add_vector_gradient(h, keys, row, w, d_vectors + (b * p_.heads + h) * stride_);
+    if (!g.d_query.data) return;
+    sum_slopes(h, keys, row, w, false);
+    give(g.d_query, b, h, row.index, w.sum, p_.head_size, factor_);
   }
 
   static int key_task(void *context, int64_t piece) {
@@ -196,26 +206,26 @@ class Graph {
     const regard_gradients &g = *gradients_;
     const int64_t group = p_.heads / p_.key_heads, shared = p_.heads / p_.value_heads;
     const Operand<S> queries = rows_at(p_.query, b, h), d_outputs = rows_at(g.d_output, b, h);
-    take(p_.key, b, key_head(h), row.index, p_.head_size, scale_, w.own);
+    take(p_.key, b, key_head(h), row.index, p_.head_size, factor_, w.own);
     ahead(row, by_key_, queries, p_.head_size);
-    dots(queries, row, w.own, p_.head_size, w.scores);
+    compare(h, queries, row, w);
     if (g.d_key.data) {
       take(p_.value, b, value_head(h), row.index, p_.value_size, T(1), w.own_value);
-      dots(d_outputs, row, w.own_value, p_.value_size, w.d_scores);
+      dots(d_outputs, row, w.own_value, p_.value_size, w.d_scores, DotProduct{});
     }
     ahead(row, by_key_, d_outputs, p_.value_size);
     gradients_of_scores(b, h, row, by_key_, w);
     if (g.d_value.data) {
-      sum_rows(d_outputs, row, w.scores, p_.value_size, w.sum_value, h % shared != 0);
+      sum_rows(d_outputs, row, w.scores, p_.value_size, w.sum_value, h % shared != 0, RowItself{});
       if ((h + 1) % shared == 0) {
         give(g.d_value, b, value_head(h), row.index, w.sum_value, p_.value_size, T(1));
       }
     }
     if (!g.d_key.data) return;
     bend_back(row, w);
-    sum_rows(queries, row, w.d_scores, p_.head_size, w.sum, h % group != 0);
+    sum_slopes(h, queries, row, w, h % group != 0);
     if ((h + 1) % group == 0) {
-      give(g.d_key, b, key_head(h), row.index, w.sum, p_.head_size, scale_);
+      give(g.d_key, b, key_head(h), row.index, w.sum, p_.head_size, factor_);
     }
   }
 
@@ -314,8 +324,63 @@ class Graph {
     for (int64_t e = 0; e < count; e += L) store(x + e, exp2((load(x + e) + by) * unit));
   }
 
-  // to[e] = own . rows[others[e]]; up to whole vectors are written.
-  static void dots(Operand<S> rows, const Row &row, const T *own, int64_t size, T *to) {
+  // The scores of `own` and the rows at the other ends, without soft cap and bias.
+  void compare(int64_t h, Operand<S> rows, const Row &row, const Work &w) const {
+    if (!is_additive(p_)) return dots(rows, row, w.own, p_.head_size, w.scores, DotProduct{});
+    with_activation<T>(p_, [&](auto f) {
+      const AdditiveTerm<T, decltype(f)> join{{f, w.own, vector(h)}};
+      dots(rows, row, w.own, p_.head_size, w.scores, join);
+    });
+  }
+
+  // w.sum (+)= what the gradients of these scores make of `own`.
+  void sum_slopes(int64_t h, Operand<S> rows, const Row &row, const Work &w, bool add) const {
+    const int64_t size = p_.head_size;
+    if (!is_additive(p_)) return sum_rows(rows, row, w.d_scores, size, w.sum, add, RowItself{});
+    with_activation<T>(p_, [&](auto f) {
+      const SlopeOfRows<T, decltype(f)> slope{{f, w.own, vector(h)}};
+      sum_rows(rows, row, w.d_scores, size, w.sum, add, slope);
+    });
+  }
+
+  void add_vector_gradient(int64_t h, Operand<S> rows, const Row &row, const Work &w, T *to) const {
+    with_activation<T>(p_, [&](auto f) {
+      const SlopeOfVector<T, decltype(f)> slope{{f, w.own, vector(h)}};
+      sum_rows(rows, row, w.d_scores, p_.head_size, to, true, slope);
+    });
+  }
+
+  // The vectors of additive scores, one after another, times the scale, padded with zeros.
+  bool take_vectors(Scratch &scratch) {
+    if (!is_additive(p_)) return true;
+    vectors_ = scratch.take<T>(p_.heads * stride_);
+    if (scratch.failed()) return false;
+    std::fill_n(vectors_, p_.heads * stride_, T(0));
+    for (int64_t h = 0; h < p_.heads; ++h) {
+      for (int64_t a = 0; a < p_.head_size; ++a) {
+        vectors_[h * stride_ + a] = static_cast<T>(p_.scale) * vector_of<T>(p_, h)[a];
+      }
+    }
+    return true;
+  }
+  const T *vector(int64_t h) const { return vectors_ + h * stride_; }
+  int64_t vector_sums() const { return p_.batch * p_.heads * stride_; }
+
+  void vector_gradients(T *to) const {
+    for (int64_t n = 0; n < p_.batch * p_.heads; ++n) {
+      for (int64_t a = 0; a < p_.head_size; ++a) {
+        double sum = 0;
+        for (int64_t piece = 0; piece < pieces(by_query_); ++piece) {
+          sum += d_vectors_[piece * vector_sums() + n * stride_ + a];
+        }
+        to[n * p_.head_size + a] = static_cast<T>(p_.scale * sum);
+      }
+    }
+  }
+
+  // to[e] = own and rows[others[e]] joined; up to whole vectors are written.
+  template <class Join>
+  static void dots(Operand<S> rows, const Row &row, const T *own, int64_t size, T *to, Join join) {
     constexpr int kStep = std::min(4, L);
     for (int64_t e = 0; e < row.count; e += L) {
       Vec<T> parts[L];
@@ -325,7 +390,7 @@ class Graph {
           at[n] = rows.data + row.others[std::min(e + i + n, row.count - 1)] * rows.stride;
         }
         if (e + i < row.count) {
-          add_dots<T, kStep, 1>(at, own, size, parts + i, DotProduct{});
+          add_dots<T, kStep, 1>(at, own, size, parts + i, join);
         } else {
           std::fill_n(parts + i, kStep, broadcast<T>(0));
         }
@@ -334,28 +399,30 @@ class Graph {
     }
   }
 
-  // sum (+)= the sum of factors[e] * rows[others[e]].
+  // sum (+)= the sum of factors[e] * term(rows[others[e]]).
+  template <class Term>
   static void sum_rows(Operand<S> rows, const Row &row, const T *factors, int64_t size, T *sum,
-                       bool add) {
+                       bool add, Term term) {
     int64_t c = 0;
-    for (; size - c >= 4 * L; c += 4 * L) sum_panel<4>(rows, row, factors, c, L, sum, add);
-    for (; size - c >= L; c += L) sum_panel<1>(rows, row, factors, c, L, sum, add);
-    if (c < size) sum_panel<1>(rows, row, factors, c, size - c, sum, add);
+    for (; size - c >= 4 * L; c += 4 * L) sum_panel<4>(rows, row, factors, c, L, sum, add, term);
+    for (; size - c >= L; c += L) sum_panel<1>(rows, row, factors, c, L, sum, add, term);
+    if (c < size) sum_panel<1>(rows, row, factors, c, size - c, sum, add, term);
   }
   // N vectors of columns from c on; the last has `there` elements.
-  template <int N>
+  template <int N, class Term>
   static void sum_panel(Operand<S> rows, const Row &row, const T *factors, int64_t c, int64_t there,
-                        T *sum, bool add) {
+                        T *sum, bool add, Term term) {
     Vec<T> total[N];
 #pragma GCC unroll 4
     for (int n = 0; n < N; ++n) total[n] = add ? load(sum + c + n * L) : broadcast<T>(0);
     for (int64_t e = 0; e < row.count; ++e) {
+      if (Term::kSkipsZeros && factors[e] == 0) continue;
       const S *at = rows.data + row.others[e] * rows.stride + c;
       const Vec<T> factor = broadcast(factors[e]);
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) {
         const Vec<T> x = there == L ? load_as(at + n * L) : load_as_partial(at, there);
-        total[n] = fma(factor, x, total[n]);
+        total[n] = fma(factor, term(x, c + n * L), total[n]);
       }
     }
 #pragma GCC unroll 4
@@ -391,12 +458,15 @@ class Graph {
   const regard_problem &p_;
   const regard_edges &edges_;
   const End by_query_, by_key_;
-  const T scale_;
+  const T factor_;        // of rows before they are compared, and of their gradients
+  const int64_t stride_;  // of a row of head size, padded
   regard_array output_ = {};
   T *lse_ = nullptr, *weights_ = nullptr;
   const regard_gradients *gradients_ = nullptr;
-  T *delta_ = nullptr;  // (B, H, Lq)
-  int64_t most_ = 0;    // edges of a row
+  T *delta_ = nullptr;      // (B, H, Lq)
+  T *vectors_ = nullptr;    // (H, stride), of additive scores
+  T *d_vectors_ = nullptr;  // (pieces, B, H, stride)
+  int64_t most_ = 0;        // edges of a row
 };
 
 // Calls act(graph) with the graph of the problem's types.

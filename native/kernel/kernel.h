@@ -35,6 +35,7 @@
 #include "kernel/pieces.h"
 #include "kernel/backward.h"
 #include "kernel/bias_gradient.h"
+#include "kernel/edge_score.h"
 #include "kernel/graph.h"
 
 #endif

@@ -276,12 +276,6 @@ def make(
         precision=precision,
     )
     _check_bias(problem)
-    if additive and edge_count(problem.mask) is not None:
-        raise OptionError(
-            "score=Additive(…) along the edges of a graph",
-            '"dot" or Bilinear(W)',
-            "a dense boolean mask with the same pairs takes every score",
-        )
     if sinks is not None and tuple(sinks.shape) != (problem.extent.heads,):
         raise ShapeError(
             f"sinks of shape {tuple(sinks.shape)}", f"(H,) = ({problem.extent.heads},)"

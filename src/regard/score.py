@@ -60,7 +60,7 @@ class Additive:
         negative_slope: 0 or more.
 
     tanh is off by 5e-7 at most (1e-14 in float64; 1.5e-6 on processors without fused
-    multiply-adds). Memory is linear in length.
+    multiply-adds). Memory is linear in length, and with a graph as the mask in its edges.
 
     Raises: OptionError.
 

@@ -67,6 +67,7 @@ def graph(edges: Any) -> Mask:
     number for each edge: it broadcasts to (B, H, 1, n). A node without neighbours has output 0;
     whether a node sees itself is for the edges to say. Read-outs other than `lse` and `on_edges`
     are computed with a dense mask. The edges are sorted once, here: keep the mask for many calls.
+    Scores are any that there are: with `Additive` and leaky ReLU this is GATv2's attention.
     """
     array = as_numpy(integers(edges, "graph(edges)"))
     if array.ndim != 2 or array.shape[0] != 2:

@@ -109,7 +109,9 @@ class _Frontier:
         longer = torch.cat([_rows(self._live, origin), token[:, :, None]], dim=2)
         ends = token == END
         first = torch.arange(scores.shape[1], device=flat.device) < beam
-        self._finish(longer, scores.masked_fill(~(ends & first), _NONE))
+        ended = ends & first
+        if ended.any():
+            self._finish(longer, scores.masked_fill(~ended, _NONE))
         self._scores, best = scores.masked_fill(ends, _NONE).topk(beam, dim=1)
         self._live = _rows(longer, best)
         order = origin.gather(1, best) + beam * torch.arange(count, device=flat.device)[:, None]
