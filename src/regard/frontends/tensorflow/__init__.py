@@ -30,7 +30,7 @@ from regard.frontends.tensorflow.held import enter, leave
 from regard.frontends.tensorflow.making import make
 from regard.frontends.tensorflow.plain import PLAIN, repeated, signature
 
-FRONT_ENDS[PLAIN] = sys.modules[__name__]
+FRONT_ENDS.append((PLAIN, sys.modules[__name__]))
 # What tf.function makes of our Python is longer, and no other.
 config.CONVERSION_RULES = (config.DoNotConvert("regard"), *config.CONVERSION_RULES)
 
