@@ -24,6 +24,7 @@
 #include "kernel/amx/pack.h"
 #include "kernel/amx/heads.h"
 #include "kernel/amx/weights.h"
+#include "kernel/amx/tally.h"
 #include "kernel/amx/forward.h"
 #include "kernel/amx/row_pack.h"
 #include "kernel/amx/row_sight.h"
@@ -33,6 +34,7 @@
 #include "kernel/amx/gradients.h"
 #include "kernel/amx/backward.h"
 #include "kernel/amx/readouts.h"
+#include "kernel/amx/watcher.h"
 
 namespace regard {
 namespace amx {
@@ -85,9 +87,36 @@ int graph_backward_by_avx512(const regard_problem &p, const regard_edges &edges,
   return avx512_kernels.graph_backward(p, edges, gradients);
 }
 
+// Output, log-sum-exps and read-outs in one sweep, but for bfloat16: its output comes by rows, and
+// read-outs in a sweep without it. Returns REGARD_OK, an error, or kNot if that cannot be.
+constexpr int kNot = -1;
+template <int kParts>
+int together(const regard_problem &p, const regard_array &output, float *lse,
+             const regard_readouts_request &request) {
+  const bool apart = kParts == 1;
+  int status = REGARD_OK;
+  if (apart && p.value_size > 0) status = forward_or_avx512(p, output, nullptr);
+  if (status != REGARD_OK) return status;
+  regard_array left = output;
+  if (apart) left.data = nullptr;
+  Watcher watcher(p, lse, apart, request);
+  Pipeline<kParts, Watcher> sweep(p, left, apart ? nullptr : lse, &watcher);
+  status = sweep.run();
+  if (status != REGARD_OK) return status;
+  return sweep.good() && !watcher.failed() ? similarity<float>(p, lse, request) : kNot;
+}
+
 int readouts_or_avx512(const regard_problem &p, const regard_array &output, void *lse,
                        const regard_readouts_request &request) {
   if (is_additive(p)) return avx512_kernels.readouts(p, output, lse, request);
+  if (output.data && !p.pages && pays(p) && Watcher::can(p, request)) {
+    auto *sums = static_cast<float *>(lse);
+    const int parts = parts_of(p);
+    const int status = parts == 1   ? together<1>(p, output, sums, request)
+                       : parts == 3 ? together<3>(p, output, sums, request)
+                                    : kNot;
+    if (status != kNot) return status;
+  }
   const bool own = scores_pay(p);
   regard_array left = output;
   if (output.data && (own || pays(p))) {

@@ -29,6 +29,8 @@
 #include "kernel/readouts/columns.h"
 #include "kernel/readouts/pooled.h"
 #include "kernel/readouts/similarity.h"
+#include "kernel/readouts/gathered.h"
+#include "kernel/readouts/readers.h"
 #include "kernel/readouts/sweep.h"
 #include "kernel/distance_sums.h"
 #include "kernel/gradient_tile.h"

@@ -79,6 +79,18 @@ REGARD_INLINE T sum_lanes(Vec<T> a) {
   return sum;
 }
 
+// The lanes joined in halves.
+template <class T, class Join>
+REGARD_INLINE T join_lanes(Vec<T> a, Join join) {
+  T lanes[kLanes<T>];
+  store(lanes, a);
+#pragma GCC unroll 4
+  for (int n = kLanes<T> / 2; n; n /= 2) {
+    for (int i = 0; i < n; ++i) lanes[i] = join(lanes[i], lanes[i + n]);
+  }
+  return lanes[0];
+}
+
 }  // namespace REGARD_NAMESPACE
 }  // namespace regard
 #endif

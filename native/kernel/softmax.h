@@ -96,11 +96,10 @@ struct Softmax {
   }
 };
 
-// What row r's sum of values is multiplied by; its log-sum-exp, the sink of its head included.
+// What a row's sum of values is multiplied by, and its log-sum-exp, the sink of its head included;
+// `sum`: of exp(score - most).
 template <class T>
-inline void normalise(const regard_problem &p, const Softmax<T> &softmax, int64_t head, int r,
-                      T *factor, T *lse) {
-  const T most = softmax.pivot[r] * softmax.unit * static_cast<T>(kLn2), sum = softmax.sum[r];
+inline void normalise(const regard_problem &p, T most, T sum, int64_t head, T *factor, T *lse) {
   const bool blind = sum == 0;
   if (!p.sinks) {
     *factor = blind ? T(0) : 1 / sum;
@@ -117,6 +116,14 @@ inline void normalise(const regard_problem &p, const Softmax<T> &softmax, int64_
   const T total = sum * share + std::exp(sink - top);
   *factor = share / total;
   *lse = top + std::log(total);
+}
+
+// The same of row r.
+template <class T>
+inline void normalise(const regard_problem &p, const Softmax<T> &softmax, int64_t head, int r,
+                      T *factor, T *lse) {
+  const T most = softmax.pivot[r] * softmax.unit * static_cast<T>(kLn2);
+  normalise(p, most, softmax.sum[r], head, factor, lse);
 }
 
 }  // namespace REGARD_NAMESPACE

@@ -197,7 +197,8 @@ typedef struct {
   void *products;
 } regard_readouts_request;
 // `output` absent (NULL or data NULL): `lse` is read, as the forward returned it. Else both are
-// written, the same bits as regard_forward would write.
+// written: the output has the bits that regard_forward would write without lse; lse may differ from
+// what it would write by rounding.
 REGARD_EXPORT int regard_readouts(const regard_problem *problem, const regard_array *output,
                                   void *lse, const regard_readouts_request *request);
 

@@ -47,13 +47,21 @@ inline bool pays(const regard_problem &p) {
   return p.keys <= 16 * rows && 8 * whole <= 9 * rows * p.keys;
 }
 
-template <int kParts>
+// Who watches tiles of scores go by: nobody. A watcher may come without output and log-sum-exps.
+struct Nobody {
+  static constexpr bool kWatches = false;
+  struct Work {};
+};
+
+template <int kParts, class Watcher = Nobody>
 class Pipeline {
  public:
-  Pipeline(const regard_problem &p, const regard_array &output, float *lse)
+  Pipeline(const regard_problem &p, const regard_array &output, float *lse,
+           Watcher *watcher = nullptr)
       : p_(p),
         output_(output),
         lse_(lse),
+        watcher_(watcher),
         quick_(kParts == 1 && !lse && !(p.dropout > 0)),
         cut_(p, kBlockRows),
         shape_(p, kParts),
@@ -61,24 +69,35 @@ class Pipeline {
     const int64_t bytes = shape_.keys * (shape_.key_row() + shape_.value_row()) * 2;
     chunks_ = (bytes + kChunkBytes - 1) / kChunkBytes;
     const int64_t few = cut_.count(p) / kLeastTasks;
-    turns_ = chunks_ == 1 ? 1 : std::max<int64_t>(1, std::min<int64_t>(few, kTurns));
+    // What a watcher keeps of several blocks would leave the cache.
+    const bool alone = chunks_ == 1 || Watcher::kWatches;
+    turns_ = alone ? 1 : std::max<int64_t>(1, std::min<int64_t>(few, kTurns));
   }
 
   int run() {
     if (p_.batch == 0 || p_.heads == 0 || p_.queries == 0) return REGARD_OK;
-    if (!output_.data && !lse_) return REGARD_OK;
+    if (!output_.data && !lse_ && !Watcher::kWatches) return REGARD_OK;
     Scratch scratch(Scratch::kCall);
     packer_.allocate(scratch);
     const int64_t blocks = cut_.count(p_);
     spoilt_ = scratch.take<uint8_t>(blocks);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
+    if constexpr (Watcher::kWatches) {
+      if (!watcher_->prepare(cut_, scratch)) return REGARD_OUT_OF_MEMORY;
+    }
     packer_.look();
     std::fill_n(spoilt_, blocks, uint8_t{0});
     const int status = all_blocks(scratch);
-    const bool good = std::find(spoilt_, spoilt_ + blocks, 1) == spoilt_ + blocks;
-    if (status != REGARD_OK || good) return status;
+    good_ = std::find(spoilt_, spoilt_ + blocks, 1) == spoilt_ + blocks;
+    if constexpr (Watcher::kWatches) {
+      if (status == REGARD_OK && good_) return watcher_->merge();
+    }
+    if (status != REGARD_OK || good_) return status;
     return parallel(blocks, p_.threads, &Pipeline::spoilt_task, this);
   }
+
+  // Whether no block of rows had to be left to AVX-512.
+  bool good() const { return good_; }
 
  private:
   static constexpr int64_t kLeastRuns = 64, kLeastTasks = 64;
@@ -122,6 +141,7 @@ class Pipeline {
     Block *block = nullptr;
     int64_t base, begin, end;  // what some row sees, and its start rounded down to kRoundKeys
     float *scores;             // from `base` on
+    bool some = false;         // there may be -inf among them
   };
 
   // Tiles next to one another whose weights are there, or on their way.
@@ -143,6 +163,7 @@ class Pipeline {
     Group filling, summing;
     Unstored sums;
     int block = 0, turn = 0;  // the next of the blocks, and of the two buffers of scores
+    typename Watcher::Work watch;
   };
 
   static int pack_task(void *context, int64_t index) {
@@ -157,8 +178,14 @@ class Pipeline {
     return REGARD_OK;
   }
 
-  // Tasks of the blocks of a group.
-  int64_t turns() const { return (cut_.blocks + turns_ - 1) / turns_; }
+  // Tasks of the blocks of a group. A watcher takes several blocks for a piece of what it gathers.
+  int64_t turns() const {
+    if constexpr (Watcher::kWatches) {
+      return watcher_->pieces();
+    } else {
+      return (cut_.blocks + turns_ - 1) / turns_;
+    }
+  }
 
   static int turn_task(void *context, int64_t index) {
     const Pipeline &self = *static_cast<Pipeline *>(context);
@@ -172,8 +199,11 @@ class Pipeline {
     const int64_t head = group * self.cut_.heads, blocks = self.cut_.blocks;
     const int64_t first = group * blocks + blocks * turn / self.turns();
     const int64_t last = group * blocks + blocks * (turn + 1) / self.turns();
-    self.blocks(s, first, last, self.packed_, head / (p.heads / p.key_heads),
-                head / (p.heads / p.value_heads));
+    const int64_t step = Watcher::kWatches ? 1 : last - first;
+    for (int64_t i = first; i < last; i += step) {
+      self.blocks(s, i, i + step, self.packed_, head / (p.heads / p.key_heads),
+                  head / (p.heads / p.value_heads));
+    }
     self.drain(s);
     return REGARD_OK;
   }
@@ -223,6 +253,7 @@ class Pipeline {
       b.output = scratch.take<float>(kBlockRows * shape_.width);
       b.sight.allocate(p_, scratch);
     }
+    if constexpr (Watcher::kWatches) watcher_->allocate(s.watch, scratch);
   }
 
   // Blocks [first, last), all of one head's keys; kTurns at most.
@@ -236,6 +267,7 @@ class Pipeline {
       cut_.set(p_, i, &b.rows);
       b.keys = packed.keys + key_head * shape_.key_count();
       b.values = packed.values + value_head * shape_.value_count();
+      if constexpr (Watcher::kWatches) watcher_->start(s.watch, seat(s, b));
       start(b, packed.lengths + key_head * shape_.slices());
     }
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
@@ -243,7 +275,7 @@ class Pipeline {
         Block &b = s.blocks[(place + i - first) % kBlocks];
         sweep(s, b, edge(chunk), edge(chunk + 1));
         b.swept = chunk + 1 == chunks_;
-        if (b.swept && !b.tiles) finish(b);
+        if (b.swept && !b.tiles) finish(s, b);
       }
     }
     s.block = static_cast<int>((place + last - first) % kBlocks);
@@ -303,7 +335,9 @@ class Pipeline {
     if (view == View::kNone) return;
     s.turn = 1 - s.turn;
     ++b.tiles;
-    round(s, {&b, base, begin, end, s.scores[s.turn]});
+    float *scores = s.scores[s.turn];
+    if constexpr (Watcher::kWatches) scores = watcher_->open(s.watch);
+    round(s, {&b, base, begin, end, scores});
     settle(s, b, view);
   }
 
@@ -338,6 +372,13 @@ class Pipeline {
     for (; s.summing.done < stop; ++s.summing.done) sums.block(s.summing.done, weigher, s.sums);
     s.sums.store_all();
     weigher.finish();
+    if constexpr (Watcher::kWatches) {
+      const Step &now = s.now;
+      if (now.block) {
+        watcher_->close(s.watch, seat(s, *now.block), now.block->rows, now.base, now.begin, now.end,
+                        now.some);
+      }
+    }
     s.now = next;
   }
 
@@ -365,8 +406,10 @@ class Pipeline {
     group.keys += keys;
     ++group.tiles;
     const int64_t skip = 2 * first * width;
+    // A watcher makes weights of its own.
+    const int64_t pairs = Watcher::kWatches && !output_.data ? 0 : last - first;
     return Weigher<kParts, kQuick>(&now.block->weights, now.scores + skip,
-                                   s.factors ? s.factors + skip : nullptr, last - first, width,
+                                   s.factors ? s.factors + skip : nullptr, pairs, width,
                                    to + first * width, kGroupPart);
   }
 
@@ -378,7 +421,7 @@ class Pipeline {
       Block &b = *group.block;
       if (kParts > 2 && group.add) add_sums(b, s.staging);
       b.tiles -= group.tiles;
-      if (b.swept && !b.tiles) finish(b);
+      if (b.swept && !b.tiles) finish(s, b);
     }
     std::swap(s.filling, s.summing);
     s.filling.keys = s.filling.tiles = s.filling.done = 0;
@@ -444,6 +487,7 @@ class Pipeline {
     float *scores = now.scores + lead * width;
     adjust(p_, b.rows, now.begin, now.end, scores);
     if (view == View::kSome) b.sight.hide(count, scores);
+    s.now.some = view == View::kSome || p_.bias.data;
     // Weights come in pairs of keys.
     if (lead % 2) std::fill(scores - width, scores, -kInfinity<float>);
     if ((lead + count) % 2) std::fill_n(scores + count * width, width, -kInfinity<float>);
@@ -463,6 +507,29 @@ class Pipeline {
         float *at = b.output + e * width + r;
         store(at, load(at) * factor);
       }
+    }
+  }
+
+  static int seat(const State &s, const Block &b) { return static_cast<int>(&b - s.blocks); }
+
+  // Scores of keys [begin, end) again, which lie in one tile.
+  void rescore(Block &b, int64_t begin, int64_t end, float *to) const {
+    const int width = b.rows.width;
+    const View view = b.sight.look(&begin, &end);
+    alignas(64) float tile[kRoundKeys * kBlockRows];
+    const Step step = {&b, begin / kRoundKeys * kRoundKeys, begin, end, tile};
+    product_of_queries(step).compute();
+    const float *first = tile + (begin - step.base) * width;
+    std::copy(first, first + (end - begin) * width, to);
+    adjust(p_, b.rows, begin, end, to);
+    if (view == View::kSome) b.sight.hide(end - begin, to);
+  }
+
+  void finish(State &s, Block &b) const {
+    finish(b);
+    if constexpr (Watcher::kWatches) {
+      watcher_->finish(s.watch, seat(s, b), b.index, b.rows,
+                       [&](int64_t begin, int64_t end, float *to) { rescore(b, begin, end, to); });
     }
   }
 
@@ -523,6 +590,8 @@ class Pipeline {
   const regard_problem &p_;
   const regard_array &output_;
   float *lse_;
+  Watcher *watcher_;
+  bool good_ = true;
   bool quick_;  // weights need no more than bfloat16
   Cut<float> cut_;
   PackedShape shape_;

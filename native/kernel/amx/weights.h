@@ -71,6 +71,10 @@ REGARD_INLINE __m512i powers_of_steps(__m512i even, __m512i odd) {
   return _mm512_srli_epi16(_mm512_sub_epi16(steps, too_much), 1);
 }
 
+REGARD_INLINE F whole(F x) {
+  return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
 // The online softmax in two steps: first the pivots of a tile, from its scores alone; then its
 // weights, piece by piece.
 struct Weights : Softmax<float> {
@@ -131,11 +135,6 @@ struct Weights : Softmax<float> {
       rises |= any(behind);
     }
     return rises;
-  }
-
- private:
-  REGARD_INLINE static F whole(F x) {
-    return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
 };
 

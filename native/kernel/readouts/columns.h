@@ -25,6 +25,7 @@ REGARD_INLINE Vec<T> max_each(Vec<T> *parts) {
 struct ColumnSums {
   double *sums = nullptr, *viewers = nullptr;
 
+  ColumnSums() = default;
   static int64_t size(const regard_problem &p, const Request &q) {
     const int64_t arrays = !q.received ? 0 : q.received_reduction == REGARD_MEAN ? 2 : 1;
     return arrays * q.received_count * p.keys;
@@ -36,10 +37,11 @@ struct ColumnSums {
 template <class T>
 class Columns {
  public:
-  Columns(const regard_problem &p, const Request &q, ColumnSums to, Scratch &scratch)
-      : p_(p), q_(q), to_(to) {
+  Columns(const regard_problem &p, const Request &q, Scratch &scratch) : p_(p), q_(q) {
     if (q.received) chosen_ = scratch.take<T>(kBlock<T> * kBlock<T>);
   }
+
+  void turn_to(const ColumnSums &to) { to_ = to; }
 
   // Which groups these rows belong to, and which rows belong to each of them.
   void start(const Rows<T> &rows) {
@@ -81,19 +83,34 @@ class Columns {
     }
   }
 
+  // The same of weights that are to be multiplied by a factor for each row, for a sum.
+  void take(const Tile<T> &tile, const T *factors) const {
+    T chosen[kBlock<T>];
+    for (int n = 0; n < groups_; ++n) {
+      const T *ones = chosen_ + n * kBlock<T>;
+      for (int r = 0; r < tile.rows.width; ++r) chosen[r] = ones[r] != 0 ? factors[r] : T(0);
+      sum(tile, chosen, to_.sums + group_[n] * p_.keys + tile.begin,
+          [](Vec<T> weight, Vec<T> factor, Vec<T> sum) { return fma(weight, factor, sum); });
+    }
+  }
+  bool sums() const { return q_.received_reduction == REGARD_SUM; }
+
  private:
   template <class Add>
   REGARD_INLINE void add(const Tile<T> &tile, int n, double *sums, Add add) const {
-    double *to = sums + group_[n] * p_.keys + tile.begin;
+    sum(tile, chosen_ + n * kBlock<T>, sums + group_[n] * p_.keys + tile.begin, add);
+  }
+  template <class Add>
+  REGARD_INLINE void sum(const Tile<T> &tile, const T *chosen, double *to, Add add) const {
     each_key(
-        tile, n, add, [](Vec<T> *parts) { return sum_each<T>(parts); },
+        tile, chosen, add, [](Vec<T> *parts) { return sum_each<T>(parts); },
         [&](int64_t j, T value) { to[j] += value; });
   }
   REGARD_INLINE void raise(const Tile<T> &tile, int n) const {
     const Vec<T> zero = broadcast<T>(0);
     double *to = to_.sums + group_[n] * p_.keys + tile.begin;
     each_key(
-        tile, n,
+        tile, chosen_ + n * kBlock<T>,
         [&](Vec<T> weight, Vec<T> chosen, Vec<T> most) {
           return max(select(less(zero, chosen), weight, zero), most);
         },
@@ -101,15 +118,16 @@ class Columns {
         [&](int64_t j, T value) { to[j] = std::max<double>(to[j], value); });
   }
 
-  // For the rows of a group: `fold` over the vectors of a key, `join` over the lanes of kLanes
-  // keys, then `put`.
+  // With what is `chosen` of the rows of a group: `fold` over the vectors of a key, `join` over the
+  // lanes of kLanes keys, then `put`.
   template <class Fold, class Join, class Put>
-  REGARD_INLINE void each_key(const Tile<T> &tile, int n, Fold fold, Join join, Put put) const {
+  REGARD_INLINE void each_key(const Tile<T> &tile, const T *chosen, Fold fold, Join join,
+                              Put put) const {
     const int width = tile.rows.width;
-    const T *chosen = chosen_ + n * kBlock<T>;
     for (int64_t j = 0; j < tile.count; j += kLanes<T>) {
       const int64_t count = std::min<int64_t>(kLanes<T>, tile.count - j);
       Vec<T> parts[kLanes<T>];
+#pragma GCC unroll 16
       for (int i = 0; i < kLanes<T>; ++i) {
         parts[i] = broadcast<T>(0);
         if (i >= count) continue;

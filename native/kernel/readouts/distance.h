@@ -38,6 +38,16 @@ class DistanceBins {
     }
   }
 
+  // The bin of all keys [begin, begin + count) for all rows, or -1 if there are several.
+  int common(int64_t begin, int64_t count) const {
+    const int64_t end = begin + count - 1;
+    if (begin <= last_ && first_ <= end) return -1;
+    const int near = begin > last_ ? bin(begin - last_) : bin(first_ - end);
+    const int far = begin > last_ ? bin(end - first_) : bin(last_ - begin);
+    return near == far ? near : -1;
+  }
+  void add(int bin, const T *sum, int width) { add_keys(sum, 1, width, sums_ + bin * width); }
+
   void finish(const Rows<T> &rows) const {
     for (int r = 0; r < rows.count; ++r) {
       T *to = static_cast<T *>(q_.bins) + row_index(p_, rows, r) * q_.bin_count;

@@ -17,11 +17,16 @@ class Edges {
     }
   }
 
+  // Whether one of these weights counts, of as many rows.
+  bool reached(const T *largest, int width) const {
+    return std::any_of(largest, largest + width, [&](T weight) { return weight >= least(); });
+  }
+
   void take(const Tile<T> &tile) {
-    const Vec<T> least = broadcast(static_cast<T>(q_.edge_least));
+    const Vec<T> limit = broadcast(least());
     for (int64_t j = 0; j < tile.count; ++j) {
       for (int r = 0; r < tile.rows.width; r += kLanes<T>) {
-        const auto large = less_equal(least, load(tile.of(j) + r));
+        const auto large = less_equal(limit, load(tile.of(j) + r));
         if (__builtin_expect(any(large), false)) add(tile, j, r, large);
       }
     }
@@ -33,6 +38,8 @@ class Edges {
   }
 
  private:
+  T least() const { return static_cast<T>(q_.edge_least); }
+
   template <class M>
   void add(const Tile<T> &tile, int64_t j, int first, M large) {
     each_lane(large, [&](int lane) {

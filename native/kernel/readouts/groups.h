@@ -18,6 +18,11 @@ class Mass {
     groups_ = q_.key_groups + rows.batch * q_.key_groups_stride;
   }
 
+  bool touches(int64_t begin, int64_t count) const {
+    const int32_t *group = groups_ + begin;
+    return std::any_of(group, group + count, [](int32_t g) { return g >= 0; });
+  }
+
   // Neighbours of one group go together.
   void take(const Tile<T> &tile) {
     const int32_t *group = groups_ + tile.begin;
@@ -50,6 +55,13 @@ class Offsets {
 
   void start(const Rows<T> &rows) const {
     for (int r = 0; r < rows.count; ++r) std::fill_n(at(rows, r), q_.offset_count, T(0));
+  }
+
+  bool touches(const Rows<T> &rows, int64_t begin, int64_t count) const {
+    return std::any_of(q_.offsets, q_.offsets + q_.offset_count, [&](int64_t offset) {
+      const int64_t first = rows.query[0] + offset;
+      return first < begin + count && begin < first + rows.count;
+    });
   }
 
   void take(const Tile<T> &tile) const {

@@ -21,8 +21,20 @@ struct PooledPart {
 template <class T>
 class Pooled {
  public:
-  Pooled(const regard_problem &p, const Request &q, const PooledPart &to)
-      : q_(q), to_(to), rows_{q.pooled_rows, p.queries}, keys_{q.pooled_columns, p.keys} {}
+  Pooled(const regard_problem &p, const Request &q)
+      : q_(q), rows_{q.pooled_rows, p.queries}, keys_{q.pooled_columns, p.keys} {}
+  bool wanted() const { return q_.pooled_sum || q_.pooled_max; }
+
+  void turn_to(const PooledPart &to) { to_ = to; }
+
+  // Whether keys [begin, begin + count) lie in one cell.
+  bool joins(int64_t begin, int64_t count) const {
+    return keys_.of(begin) == keys_.of(begin + count - 1);
+  }
+  // What the rows have on such keys.
+  void add(const Rows<T> &rows, int64_t begin, const TileSums<T> &tile) const {
+    add(rows, keys_.of(begin), tile.sum, tile.most);
+  }
 
   void take(const Tile<T> &tile) const {
     for (int64_t j = 0, stop; j < tile.count; j = stop) {
@@ -49,11 +61,10 @@ class Pooled {
         total = total + load_partial(sum + i, stop - i);
         top = max(load_partial(most + i, stop - i), top);
       }
-      if (q_.pooled_sum) to_.sum[at] += sum_lanes(total);
+      if (q_.pooled_sum) to_.sum[at] += join_lanes(total, [](T a, T b) { return a + b; });
       if (!q_.pooled_max) continue;
-      T lanes[kLanes<T>];
-      store(lanes, top);
-      for (const T lane : lanes) to_.most[at] = std::max<double>(to_.most[at], lane);
+      to_.most[at] =
+          std::max<double>(to_.most[at], join_lanes(top, [](T a, T b) { return std::max(a, b); }));
     }
   }
 

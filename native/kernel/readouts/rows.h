@@ -49,7 +49,30 @@ class RowSums {
         take_lanes<false>(tile.values, tile.count, width, r);
       }
     }
-    if (sums_) add(tile);
+    if (sums_) add(tile.rows, tile.begin, tile.count, last_, [&] { return tile; });
+  }
+
+  // What a tile of weights adds to the sums of its rows, in double. `weights()`: the tile itself,
+  // if it is needed.
+  template <class Weights>
+  void add(const Rows<T> &rows, int64_t begin, int64_t count, const TileSums<T> &tile,
+           Weights weights) {
+    for (int r = 0; r < rows.width; ++r) {
+      sum_[r] += tile.sum[r];
+      logarithms_[r] += tile.logarithms[r];
+      squares_[r] += tile.squares[r];
+    }
+    if (!q_.distance) return;
+    const int64_t first = rows.query[0] + q_.distance_offset;
+    const int64_t last = rows.query[rows.count - 1] + q_.distance_offset;
+    const int64_t end = begin + count;
+    if (begin < last && first < end) return add_near(weights());
+    const double sign = begin >= last ? 1 : -1;
+    for (int r = 0; r < rows.width; ++r) {
+      // The j-th of n keys is counted n - j times in `behind`: n sum - behind is the sum of p j.
+      const double from = static_cast<double>(end - rows.query[r] - q_.distance_offset);
+      distance_[r] += sign * (from * tile.sum[r] - tile.behind[r]);
+    }
   }
 
   // Before take(), if `largest` is wanted; the scores stay.
@@ -102,31 +125,10 @@ class RowSums {
       }
     }
     if constexpr (kSums) {
-      store(tile_sum_ + r, sum);
-      store(tile_behind_ + r, behind);
-      store(tile_logarithms_ + r, logarithms);
-      store(tile_squares_ + r, squares);
-    }
-  }
-
-  // What the tile adds to the sums of its rows, in double.
-  void add(const Tile<T> &tile) {
-    const Rows<T> &rows = tile.rows;
-    for (int r = 0; r < rows.width; ++r) {
-      sum_[r] += tile_sum_[r];
-      logarithms_[r] += tile_logarithms_[r];
-      squares_[r] += tile_squares_[r];
-    }
-    if (!q_.distance) return;
-    const int64_t first = rows.query[0] + q_.distance_offset;
-    const int64_t last = rows.query[rows.count - 1] + q_.distance_offset;
-    const int64_t end = tile.begin + tile.count;
-    if (tile.begin < last && first < end) return add_near(tile);
-    const double sign = tile.begin >= last ? 1 : -1;
-    for (int r = 0; r < rows.width; ++r) {
-      // The j-th of n keys is counted n - j times in `behind`: n sum - behind is the sum of p j.
-      const double from = static_cast<double>(end - rows.query[r] - q_.distance_offset);
-      distance_[r] += sign * (from * tile_sum_[r] - tile_behind_[r]);
+      store(last_.sum + r, sum);
+      store(last_.behind + r, behind);
+      store(last_.logarithms + r, logarithms);
+      store(last_.squares + r, squares);
     }
   }
 
@@ -156,9 +158,7 @@ class RowSums {
   T unit_, size_;
   bool sums_, largest_;
   T shift_[kBlock<T>], top_[kBlock<T>];
-  // Of the last tile; `behind` is the sum of all sums so far, key after key.
-  T tile_sum_[kBlock<T>], tile_behind_[kBlock<T>], tile_logarithms_[kBlock<T>];
-  T tile_squares_[kBlock<T>];
+  TileSums<T> last_;
   // Over all keys: sums of p, p log2 p, p^2 and p |distance|.
   double sum_[kBlock<T>], logarithms_[kBlock<T>], squares_[kBlock<T>], distance_[kBlock<T>];
 };

@@ -17,6 +17,13 @@ struct Tile {
   const T *of(int64_t j) const { return values + j * rows.width; }
 };
 
+// What a tile's weights are for each row: their sum, the sum of all sums so far, key after key,
+// those of p log2 p and p^2, and the largest.
+template <class T>
+struct TileSums {
+  T sum[kBlock<T>], behind[kBlock<T>], logarithms[kBlock<T>], squares[kBlock<T>], most[kBlock<T>];
+};
+
 // Where the read-outs of a row begin in an array (B, H, Lq, size).
 template <class T>
 inline int64_t row_index(const regard_problem &p, const Rows<T> &rows, int r) {

@@ -51,36 +51,50 @@ class TopKeys {
   // need not be looked at.
   void expect(const Tile<T> &largest) {
     const int width = largest.rows.width;
-    look(largest);
+    for (int r = 0; r < width; r += kLanes<T>) {
+      for (int64_t t = 0; t < largest.count; ++t) sink(load(largest.of(t) + r), width, r);
+    }
     for (int r = 0; r < width; ++r) {
-      floor_[r] = std::nextafter(values_[(q_.top_count - 1) * width + r], -kInfinity<T>);
+      const T last = values_[(q_.top_count - 1) * width + r];
+      floor_[r] = std::max(floor_[r], std::nextafter(last, -kInfinity<T>));
     }
     clear(largest.rows);
   }
+  // Nothing up to `value` counts.
+  void exceed(T value, int width) { std::fill_n(floor_, width, value); }
 
   void look(const Tile<T> &tile) {
-    const int width = tile.rows.width;
-    for (int r = 0; r < width; r += kLanes<T>) {
-      const T *least = values_ + (q_.top_count - 1) * width + r;
-      Vec<T> limit = max(load(least), load(floor_ + r));
-      for (int64_t j = 0; j < tile.count; ++j) {
-        const Vec<T> score = load(tile.of(j) + r);
-        const auto larger = less(limit, score);
-        if (__builtin_expect(!any(larger), true)) continue;
-        insert(score, tile.begin + j, width, r, larger);
-        limit = max(load(least), load(floor_ + r));
-      }
+    for (int r = 0; r < tile.rows.width; r += kLanes<T>) {
+      look(tile, r, [](Vec<T> score) { return score; });
     }
   }
+  // Of rows r, r + 1, … in one vector, of which `as` makes what is compared.
+  template <class As>
+  REGARD_INLINE void look(const Tile<T> &tile, int r, As as) {
+    const int width = tile.rows.width;
+    Vec<T> most = limit(width, r);
+    for (int64_t j = 0; j < tile.count; ++j) {
+      const Vec<T> value = as(load(tile.of(j) + r));
+      const auto larger = less(most, value);
+      if (__builtin_expect(!any(larger), true)) continue;
+      insert(value, tile.begin + j, width, r, larger);
+      most = limit(width, r);
+    }
+  }
+  // What a value must exceed.
+  Vec<T> limit(int width, int r) const { return max(load(least(width) + r), load(floor_ + r)); }
+  const T *least(int width) const { return values_ + (q_.top_count - 1) * width; }
 
-  void finish(const Rows<T> &rows, const RowSums<T> &sums) const {
+  // `weight(value, r)`: of what was compared.
+  template <class Weight>
+  void finish(const Rows<T> &rows, Weight weight) const {
     for (int r = 0; r < rows.count; ++r) {
       const int64_t to = row_index(p_, rows, r) * q_.top_count;
       for (int64_t n = 0; n < q_.top_count; ++n) {
         const int64_t key = as_key(keys_[n * rows.width + r]);
         q_.top_keys[to + n] = key;
         static_cast<T *>(q_.top_weights)[to + n] =
-            key < 0 ? T(0) : sums.weight(values_[n * rows.width + r], r);
+            key < 0 ? T(0) : weight(values_[n * rows.width + r], r);
       }
     }
   }
@@ -89,6 +103,16 @@ class TopKeys {
   void clear(const Rows<T> &rows) {
     std::fill_n(values_, q_.top_count * rows.width, -kInfinity<T>);
     std::fill_n(keys_, q_.top_count * rows.width, as_lane(-1));
+  }
+
+  // A value in the lists of a vector of rows, without its key.
+  REGARD_INLINE void sink(Vec<T> value, int width, int r) {
+    for (int64_t n = 0; n < q_.top_count; ++n) {
+      T *at = values_ + n * width + r;
+      const Vec<T> there = load(at);
+      store(at, max(value, there));
+      value = min(value, there);
+    }
   }
 
   // Keys lie in lanes of T as what they are, whole numbers: they are only moved about.
@@ -137,6 +161,7 @@ class TopKeys {
 template <class T>
 class TopQueries {
  public:
+  TopQueries() = default;
   TopQueries(const Request &q, T *values, int64_t *places)
       : count_(q.top_query_count), values_(values), places_(places) {}
 
@@ -170,9 +195,9 @@ class TopQueries {
   }
 
  private:
-  int64_t count_;
-  T *values_;
-  int64_t *places_;
+  int64_t count_ = 0;
+  T *values_ = nullptr;
+  int64_t *places_ = nullptr;
   T unit_, shift_[kBlock<T>];
 };
 
