@@ -26,6 +26,8 @@ GROWING = (
     "forward",
     "backward",
     "masks",
+    "bias",
+    "paging",
     "peers",
     "models",
     "jax",

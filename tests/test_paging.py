@@ -44,10 +44,11 @@ def cache(lengths, size, dtype="float32", queries=1, spare=3, sizes=(D, E)):
 
 
 @pytest.mark.skipif(not ISAS, reason="no native core is installed")
-@pytest.mark.parametrize("size", [1, 16, 64, 100, 128, 256])
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("dtype", "size"), [*((dtype, 64) for dtype in TYPES), ("float32", 1), ("float32", 100)]
+)
 def test_pages_are_one_long_array(isa, size, dtype):
-    for lengths, queries in (([300, 0, 77], 1), ([1, 640, 129], 5), ([700, 700, 650], 40)):
+    for lengths, queries in (([150, 0, 77], 1), ([1, 320, 129], 5), ([200, 200, 190], 40)):
         given, (k, v) = cache(lengths, size, dtype, queries)
         found, lse = regard.paged_attention(*given, return_lse=True)
         seen = regard.lengths(keys=given[-1])
