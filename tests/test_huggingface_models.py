@@ -149,15 +149,15 @@ def test_training_of_models_that_were_eager_only(name):
     for implementation in ("regard", "eager"):
         model = made(TEXT[name]).train()
         model.set_attn_implementation(implementation)
-        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-2)
         for step in range(3):
             optimizer.zero_grad()
             output = model(inputs_embeds=normal(2, 9, 32, seed=step)).last_hidden_state
-            loss = output.square().mean()
+            loss = (output * normal(2, 9, 32, seed=9)).sum()
             loss.backward()
             optimizer.step()
         ended.append([loss, *(p.detach() for p in model.parameters())])
-    torch.testing.assert_close(*ended, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(*ended, rtol=1e-3, atol=1e-4)
 
 
 WRITERS = {

@@ -57,6 +57,7 @@ def test_the_readmes_have_the_same_sections():
     assert english == chinese
 
 
+@pytest.mark.filterwarnings("default")  # PyTorch's own, in torch.func and while it exports
 @pytest.mark.parametrize(
     ("page", "says"),
     [
