@@ -1,9 +1,10 @@
 """Keras's own tests of its attention, with Regard's layers and function in the places of Keras's.
 
-    KERAS_BACKEND=jax python tests/keras_own.py
+    KERAS_BACKEND=jax python tests/keras_own.py [EXPRESSION]
 
 They come with Keras's wheel. The one of Keras's attention layers that they reach by
-`keras.src.layers`, and the function by `keras.src.ops.nn`, are exchanged before they run.
+`keras.src.layers`, and the function by `keras.src.ops.nn`, are exchanged before they run. An
+expression chooses some of them, as pytest's -k.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> int:
         setattr(layers, name, getattr(regard.keras, name))
     nn.dot_product_attention = regard.keras.dot_product_attention
     nn.DotProductAttention = regard.keras.function.DotProductAttention
-    chosen = "attention or Attention or keras_layers"
+    chosen = sys.argv[1] if len(sys.argv) > 1 else "attention or Attention or keras_layers"
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "-k", chosen]
     files = [Path(__file__).with_name("keras_layers.py"), *(SOURCE / name for name in FILES)]
     return int(pytest.main([*options, *map(str, files)], plugins=[Marks()]))

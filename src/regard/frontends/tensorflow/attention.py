@@ -15,7 +15,7 @@ from regard import dispatch
 from regard.errors import ArrayTypeError, BackendError
 from regard.frontends.tensorflow import gradients, own
 from regard.frontends.tensorflow.calls import NAMES, Call, Unmade, empty, is_graph, to_tensor
-from regard.frontends.tensorflow.held import Held, view
+from regard.frontends.tensorflow.held import Held, is_tensor, view
 from regard.masks import flatten, normal
 from regard.problem import Problem
 
@@ -196,7 +196,7 @@ def _other_devices() -> bool:
 
 def _has_value(array: Any) -> bool:
     tensor = array.raw if isinstance(array, Held) else array
-    return not tf.is_tensor(tensor) or hasattr(tensor, "numpy")
+    return not is_tensor(tensor) or hasattr(tensor, "numpy")
 
 
 def _made(problem: Problem | Unmade) -> Problem:

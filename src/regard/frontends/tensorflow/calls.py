@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from regard import dispatch
 from regard._arrays import dtype_name
-from regard.frontends.tensorflow.held import Held
+from regard.frontends.tensorflow.held import Held, is_tensor
 from regard.masks import Mask, flatten, rebuild
 from regard.problem import Problem, make
 from regard.score import Additive
@@ -71,10 +71,10 @@ class Call:
         arrays: tuple[Any, ...] = ()
         if problem.mask is not None:
             self._structure, arrays = flatten(problem.mask)
-        self._of_mask = [None if tf.is_tensor(array) else array for array in arrays]
+        self._of_mask = [None if is_tensor(array) else array for array in arrays]
         self._seed = problem.dropout_seed
-        self.fixed = [array for array in arrays if tf.is_tensor(array)]  # without gradients
-        if tf.is_tensor(self._seed):
+        self.fixed = [array for array in arrays if is_tensor(array)]  # without gradients
+        if is_tensor(self._seed):
             self.fixed.append(self._seed)
 
     @property
@@ -106,7 +106,7 @@ class Call:
             named[name] = array.swapaxes(-3, -2) if self._exchanged[name] else array
         of_mask = tuple(next(rest) if array is None else array for array in self._of_mask)
         mask = None if self.given.mask is None else rebuild(self._structure, of_mask)
-        seed = int(next(rest)) if tf.is_tensor(self._seed) else self._seed
+        seed = int(next(rest)) if is_tensor(self._seed) else self._seed
         if isinstance(self.given, Unmade):
             return self.given.make(named, mask, seed)
         return self.given.replace(**named, mask=mask, dropout_seed=seed)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-__all__ = ["Held", "enter", "leave", "view"]
+__all__ = ["Held", "enter", "is_tensor", "leave", "view"]
 
 
 class Held:
@@ -79,6 +79,11 @@ class Held:
 def enter(array: Any) -> Held:
     """A tensor or variable, to be handled as an array."""
     return Held(tf.convert_to_tensor(array))
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether this is TensorFlow's; tf.is_tensor takes long over what is not."""
+    return isinstance(value, (tf.Tensor, tf.Variable))
 
 
 def leave(array: Any) -> Any:

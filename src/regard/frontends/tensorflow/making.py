@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import tensorflow as tf
-
 from regard import problem
 from regard.errors import OptionError, ShapeError
 from regard.frontends.tensorflow.calls import Unmade
-from regard.frontends.tensorflow.held import Held, enter
+from regard.frontends.tensorflow.held import Held, enter, is_tensor
 from regard.masks import as_mask
 from regard.problem import Problem
 from regard.score import Additive, Bilinear, arrays_of, as_score
@@ -30,7 +28,7 @@ def make(
 ) -> Problem | Unmade:
     """A call, checked as far as its sizes are known. Raises: what regard.problem.make raises."""
     for name in ("scale", "softcap"):
-        if tf.is_tensor(options.get(name)):
+        if is_tensor(options.get(name)):
             raise OptionError(
                 f"{name} of type {type(options[name]).__name__}",
                 "a plain number, since no gradient reaches it",

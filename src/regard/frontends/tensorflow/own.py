@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from regard.errors import BackendError
-from regard.frontends.tensorflow.held import Held
+from regard.frontends.tensorflow.held import Held, is_tensor
 from regard.masks import Extent, Mask, flatten, visibility
 from regard.masks.base import Both, Dense, Either, check_dense
 from regard.problem import Problem
@@ -84,7 +84,7 @@ def _products(problem: Problem, dtype: Any) -> Any:
 def _seen(mask: Mask, extent: Extent) -> Any:
     """Boolean, broadcasting to (*batch, H, Lq, Lk): an expression where the mask's arrays are."""
     arrays = flatten(mask)[1]
-    if not any(tf.is_tensor(array) and not hasattr(array, "numpy") for array in arrays):
+    if not any(is_tensor(array) and not hasattr(array, "numpy") for array in arrays):
         dense = visibility(mask, extent).as_dense(extent.keys)
         batch = extent.batch if dense.shape[0] != 1 else (1,) * len(extent.batch)
         return tf.constant(dense.reshape(*batch, *dense.shape[1:]))
