@@ -252,6 +252,9 @@ def test_settings_are_printed_saved_and_checked(tmp_path):
         ({"width": True}, "--width is True"),
         ({"model": "lstm"}, "--model is 'lstm'. Wanted: one of transformer, rnn"),
         ({"width": None}, "--width is None"),
+        ({"layers": 0}, "--layers is 0. Wanted: 1 or more"),
+        ({"dropout": 1}, "--dropout is 1.0. Wanted: at least 0 and less than 1"),
+        ({"rate": float("nan")}, "--rate is nan"),
     ]:
         with pytest.raises(OptionError, match=message):
             from_dict(TranslationSettings, given)

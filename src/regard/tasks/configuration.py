@@ -2,14 +2,16 @@
 
 A field says all that there is to know about it:
 
-    width: Annotated[int, "numbers that stand for a token"] = 128
+    width: Annotated[int, "numbers that stand for a token", Range(1)] = 128
 
-Its type may be int, float, bool, str, Path, one of these or None, or a `Literal` of words.
+Its type may be int, float, bool, str, Path, one of these or None, or a `Literal` of words; a number
+may have a `Range`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,12 +22,30 @@ from regard.errors import OptionError
 
 C = TypeVar("C")
 
-__all__ = ["Setting", "as_dict", "describe", "from_dict", "settings"]
+__all__ = ["Range", "Setting", "as_dict", "describe", "from_dict", "settings"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """least ≤ number < below."""
+
+    least: float = -math.inf
+    below: float = math.inf
+
+    def __contains__(self, number: Any) -> bool:
+        return bool(self.least <= number < self.below)  # NaN is in no range
+
+    def __str__(self) -> str:
+        if self.below == math.inf:
+            return f"{self.least} or more"
+        return f"at least {self.least} and less than {self.below}"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field: its name, type, default, what it means, and its choices if they are few words."""
+    """One field: its name, type, default, what it means, its choices if they are few words, and
+    the range of a number.
+    """
 
     name: str
     type: type
@@ -33,6 +53,7 @@ class Setting:
     meaning: str
     optional: bool
     choices: tuple[str, ...] = ()
+    range: Range | None = None
 
     @property
     def option(self) -> str:
@@ -44,7 +65,7 @@ class Setting:
         if value is None and self.optional:
             return None
         if self.type is float and type(value) is int:
-            return float(value)
+            value = float(value)
         if self.type is Path and isinstance(value, str):
             return Path(value)
         wanted = f"one of {', '.join(self.choices)}" if self.choices else self.type.__name__
@@ -52,6 +73,8 @@ class Setting:
             raise OptionError(f"{self.option} is {value!r}", wanted)
         if self.choices and value not in self.choices:
             raise OptionError(f"{self.option} is {value!r}", wanted)
+        if self.range is not None and value not in self.range:
+            raise OptionError(f"{self.option} is {value!r}", str(self.range))
         return value
 
 
@@ -59,13 +82,14 @@ def settings(configuration: type[Any]) -> Iterator[Setting]:
     """The fields of a configuration's class, in their order."""
     hints = get_type_hints(configuration, include_extras=True)
     for field in dataclasses.fields(configuration):
-        kind, meaning = get_args(hints[field.name])
+        kind, meaning, *more = get_args(hints[field.name])
+        limits = more[0] if more else None
         optional = get_origin(kind) in (Union, types.UnionType)
         if optional:
             (kind,) = (part for part in get_args(kind) if part is not type(None))
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         base = str if choices else kind
-        yield Setting(field.name, base, field.default, meaning, optional, choices)
+        yield Setting(field.name, base, field.default, meaning, optional, choices, limits)
 
 
 def as_dict(configuration: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import numpy as np
 from torch import nn
 
 from regard.tasks.alignment import attended, picked
+from regard.tasks.configuration import Range
 from regard.tasks.fetch import Published
 from regard.tasks.sequences import Pair, SequenceSettings, SequenceTask, SequenceUse
 from regard.tasks.vocabulary import Vocabulary
@@ -40,12 +41,12 @@ _SHARES = {"test": 0.05, "validation": 0.02}
 class PronunciationSettings(SequenceSettings):
     """What the training of a reader can be told."""
 
-    epochs: Annotated[int, "stop after so many passes over the data"] = 20
-    layers: Annotated[int, "of a transformer's encoder, and of its decoder"] = 3
-    feedforward: Annotated[int, "inner size of a transformer's feed-forward parts"] = 512
-    dropout: Annotated[float, "share of numbers that are dropped in training"] = 0.1
-    tokens: Annotated[int, "of a batch, on its longer side, padding included"] = 4096
-    rate: Annotated[float, "learning rate at its peak"] = 3e-3
+    epochs: Annotated[int, "stop after so many passes over the data", Range(1)] = 20
+    layers: Annotated[int, "of a transformer's encoder, and of its decoder", Range(1)] = 3
+    feedforward: Annotated[int, "inner size of a transformer's feed-forward parts", Range(1)] = 512
+    dropout: Annotated[float, "share of numbers that are dropped in training", Range(0, 1)] = 0.1
+    tokens: Annotated[int, "of a batch, on its longer side, padding included", Range(1)] = 4096
+    rate: Annotated[float, "learning rate at its peak", Range(0)] = 3e-3
 
 
 class Pronunciation(SequenceTask[PronunciationSettings]):

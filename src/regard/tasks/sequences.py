@@ -18,6 +18,7 @@ from regard.layers import RecurrentEncoderDecoder, Transformer
 from regard.tasks import beam
 from regard.tasks.alignment import Choice, SoftAlignment, attended, chosen
 from regard.tasks.batches import Batches, Example, SequenceBatch, padded
+from regard.tasks.configuration import Range
 from regard.tasks.smoothing import smoothed_cross_entropy
 from regard.tasks.task import Loss, Task, TrainingSettings, UseSettings
 from regard.tasks.vocabulary import PAD, Vocabulary
@@ -36,21 +37,23 @@ class SequenceSettings(TrainingSettings):
     model: Annotated[Literal["transformer", "rnn", "rnn-without-attention"], "what to train"] = (
         "transformer"
     )
-    width: Annotated[int, "size of the vectors; an rnn takes twice as much"] = 128
-    heads: Annotated[int, "of each attention of a transformer"] = 4
-    layers: Annotated[int, "of a transformer's encoder, and of its decoder"] = 4
-    feedforward: Annotated[int, "inner size of a transformer's feed-forward parts"] = 256
-    dropout: Annotated[float, "share of numbers that are dropped in training"] = 0.3
-    smoothing: Annotated[float, "of the labels"] = 0.1
-    tokens: Annotated[int, "of a batch, on its longer side, padding included"] = 2048
+    width: Annotated[int, "size of the vectors; an rnn takes twice as much", Range(1)] = 128
+    heads: Annotated[int, "of each attention of a transformer", Range(1)] = 4
+    layers: Annotated[int, "of a transformer's encoder, and of its decoder", Range(1)] = 4
+    feedforward: Annotated[int, "inner size of a transformer's feed-forward parts", Range(1)] = 256
+    dropout: Annotated[float, "share of numbers that are dropped in training", Range(0, 1)] = 0.3
+    smoothing: Annotated[float, "of the labels", Range(0, 1)] = 0.1
+    tokens: Annotated[int, "of a batch, on its longer side, padding included", Range(1)] = 2048
 
 
 @dataclass(frozen=True)
 class SequenceUse(UseSettings):
     """How answers are searched for."""
 
-    beam: Annotated[int, "sequences that are kept in beam search; 1: greedy"] = 5
-    length_penalty: Annotated[float, "exponent of the length penalty; larger: longer"] = 1.0
+    beam: Annotated[int, "sequences that are kept in beam search; 1: greedy", Range(1)] = 5
+    length_penalty: Annotated[float, "exponent of the length penalty; larger: longer", Range(0)] = (
+        1.0
+    )
 
 
 S = TypeVar("S", bound=SequenceSettings)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Proto
 
 from torch import Tensor, nn
 
+from regard.tasks.configuration import Range
 from regard.viewer import Record
 
 __all__ = ["Explanation", "Loss", "Task", "TrainingSettings", "UseSettings"]
@@ -18,27 +19,27 @@ __all__ = ["Explanation", "Loss", "Task", "TrainingSettings", "UseSettings"]
 class TrainingSettings:
     """What every training can be told; a task's own class adds to it."""
 
-    epochs: Annotated[int, "stop after so many passes over the data"] = 30
-    minutes: Annotated[float | None, "stop after so many minutes"] = None
+    epochs: Annotated[int, "stop after so many passes over the data", Range(1)] = 30
+    minutes: Annotated[float | None, "stop after so many minutes", Range(0)] = None
     patience: Annotated[
-        int | None, "stop after so many epochs without a better validation loss"
+        int | None, "stop after so many epochs without a better validation loss", Range(1)
     ] = None
-    rate: Annotated[float, "learning rate at its peak"] = 1e-3
-    warmup: Annotated[int, "steps until that peak, from which it falls as 1/√step"] = 1000
-    weight_decay: Annotated[float, "of AdamW"] = 1e-4
-    clip: Annotated[float, "longest gradient; longer ones are shortened to it"] = 1.0
-    average: Annotated[float, "decay of the weights' moving average, which is used; 0: none"] = (
-        0.998
-    )
-    seed: Annotated[int, "of weights, shuffling and dropout"] = 1
-    save_every: Annotated[int, "steps between checkpoints"] = 500
+    rate: Annotated[float, "learning rate at its peak", Range(0)] = 1e-3
+    warmup: Annotated[int, "steps until that peak, from which it falls as 1/√step", Range(0)] = 1000
+    weight_decay: Annotated[float, "of AdamW", Range(0)] = 1e-4
+    clip: Annotated[float, "longest gradient; longer ones are shortened to it", Range(0)] = 1.0
+    average: Annotated[
+        float, "decay of the weights' moving average, which is used; 0: none", Range(0, 1)
+    ] = 0.998
+    seed: Annotated[int, "of weights, shuffling and dropout", Range(0)] = 1
+    save_every: Annotated[int, "steps between checkpoints", Range(1)] = 500
     precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], "of the arithmetic"] = (
         "32-true"
     )
     deterministic: Annotated[bool, "refuse operations that differ from run to run"] = False
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "mps"], "where to train"] = "auto"
-    devices: Annotated[int, "how many devices a machine"] = 1
-    nodes: Annotated[int, "how many machines"] = 1
+    devices: Annotated[int, "how many devices a machine", Range(1)] = 1
+    nodes: Annotated[int, "how many machines", Range(1)] = 1
 
 
 # What a run may be told anew when it goes on: how far, how often, and where; not what it is.
@@ -51,7 +52,7 @@ CHANGEABLE = frozenset(
 class UseSettings:
     """What using a trained model can be told; a task's own class adds to it."""
 
-    batch: Annotated[int, "inputs at a time"] = 64
+    batch: Annotated[int, "inputs at a time", Range(1)] = 64
 
 
 class Loss(NamedTuple):

@@ -12,7 +12,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from regard import __version__
 from regard.errors import FileFormatError, OptionError
 from regard.tasks import checkpoints
 from regard.tasks.checkpoints import Checkpoint
-from regard.tasks.configuration import as_dict
+from regard.tasks.configuration import as_dict, from_dict
 from regard.tasks.curve import Curve
 from regard.tasks.memory import keep_freed_memory
 from regard.tasks.task import CHANGEABLE, Task, TrainingSettings
@@ -144,8 +143,6 @@ def continued(start: Checkpoint, given: Mapping[str, Any], task_type: type[Task[
 
     Raises: OptionError for changes that would make it another training.
     """
-    from regard.tasks.configuration import from_dict
-
     settings = from_dict(task_type.settings_type, start.about["settings"])
     for name, value in given.items():
         before = getattr(settings, name)
@@ -156,7 +153,7 @@ def continued(start: Checkpoint, given: Mapping[str, Any], task_type: type[Task[
                 f"changes to {', '.join(sorted(CHANGEABLE))} only",
                 f"leave out {option}, or train anew in another directory",
             )
-    return replace(settings, **given)
+    return from_dict(task_type.settings_type, as_dict(settings) | dict(given))
 
 
 def _trainer(

@@ -22,6 +22,7 @@ from regard.errors import FileFormatError, OptionError
 from regard.tasks import bleu, multi30k
 from regard.tasks.alignment import Counts, attended, links, picked, word_links
 from regard.tasks.batches import Example
+from regard.tasks.configuration import Range
 from regard.tasks.fetch import read_lines
 from regard.tasks.gold import linked
 from regard.tasks.lexicon import Lexicon, intersection
@@ -41,9 +42,11 @@ class TranslationSettings(SequenceSettings):
     languages: Annotated[str, "from and to: en, de, fr or cs; of your own text, any"] = "en-de"
     source: Annotated[Path | None, "your own text to translate from, a sentence a line"] = None
     target: Annotated[Path | None, "its translation, line by line"] = None
-    pieces: Annotated[int, "subwords of the vocabulary, which both languages share"] = 8000
+    pieces: Annotated[int, "subwords of the vocabulary, which both languages share", Range(1)] = (
+        8000
+    )
     lowercase: Annotated[bool, "ignore capitals, and write none"] = False
-    rate: Annotated[float, "learning rate at its peak"] = 3e-3
+    rate: Annotated[float, "learning rate at its peak", Range(0)] = 3e-3
 
 
 class Translation(SequenceTask[TranslationSettings]):
