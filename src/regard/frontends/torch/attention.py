@@ -146,7 +146,8 @@ def check(**arrays: Tensor | None) -> None:
                 f"{name} of layout {array.layout}{', nested' if array.is_nested else ''}",
                 "a dense tensor",
                 "call to_dense(); nested tensors of the layout torch.jagged are taken by "
-                "regard.torch.scaled_dot_product_attention, others have to be padded",
+                "regard.torch.scaled_dot_product_attention, others have to be padded, and their "
+                "lengths said by regard.lengths(...)",
             )
     devices = {name: array.device for name, array in arrays.items() if array is not None}
     if len(set(devices.values())) > 1:

@@ -50,7 +50,7 @@ def backward(
 
 def _tensors(arrays: tuple[Any, ...]) -> list[Tensor]:
     """With the NumPy arrays of masks as tensors."""
-    return [a if isinstance(a, Tensor) else torch.tensor(a) for a in arrays]
+    return [a if isinstance(a, Tensor) else torch.as_tensor(a) for a in arrays]
 
 
 @torch.library.custom_op("regard::attention", mutates_args=())
