@@ -49,6 +49,7 @@ class RowPipeline {
   }
 
  private:
+  using Packed = PackedSides;
   using Product = TileProduct<1, false, true>;
 
   static constexpr int64_t kLeastRuns = 32;
@@ -81,20 +82,6 @@ class RowPipeline {
                     this);
   }
 
-  // Heads one after another.
-  struct Packed {
-    uint16_t *keys = nullptr, *values = nullptr;
-    float *lengths = nullptr;
-    bool *there = nullptr;  // slices of one head; null: all that are seen
-
-    Packed() = default;
-    Packed(const RightSides &sides, int64_t key_heads, int64_t value_heads, Scratch &scratch)
-        : keys(scratch.take<uint16_t>(key_heads * sides.key_count())),
-          lengths(scratch.take<float>(key_heads * sides.strips())) {
-      if (value_heads) values = scratch.take<uint16_t>(value_heads * sides.value_count());
-    }
-  };
-
   struct Block {
     int64_t index, batch, key_head;
     Rows<float> rows;
@@ -123,29 +110,9 @@ class RowPipeline {
     int done = 0;       // blocks of its product
   };
 
-  // Rows that will be read soon, asked for while others are computed.
-  class Ahead {
-   public:
-    void set(const void *first, int64_t row_bytes, int64_t stride, int64_t rows) {
-      at_ = static_cast<const char *>(first);
-      bytes_ = row_bytes;
-      stride_ = stride;
-      left_ = rows;
-    }
-    void rows(int64_t most) {
-      for (; most > 0 && left_ > 0; --most, --left_, at_ += stride_) {
-        for (int64_t i = 0; i < bytes_; i += 64) __builtin_prefetch(at_ + i, 0, 2);
-      }
-    }
-
-   private:
-    const char *at_ = nullptr;
-    int64_t bytes_ = 0, stride_ = 0, left_ = 0;
-  };
-
   struct State {
     Block blocks[kPanel];
-    Ahead queries, keys, values;
+    RowsAhead queries, keys, values;
     Rows<float> next;
     Strip strips[2];
     Strip *now = nullptr;  // whose weights come next
