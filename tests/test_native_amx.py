@@ -226,6 +226,32 @@ def test_nan_that_is_seen_arrives(masked):
         assert np.isnan(exact).any() and error(run_alone(prob), exact) < 0.1
 
 
+@pytest.mark.parametrize("far", [-300, -50, 70, 300])
+@pytest.mark.parametrize("mask", [None, regard.causal(-20)])
+def test_scores_far_from_0_are_weighed_on_the_matrix_unit(far, mask):
+    """Blocks whose sums come out too small or too large are done again with pivots."""
+    rng = np.random.default_rng(0)
+    q, k, v = arrays(rng, (1, 4, 2, 100, 150, 40, 24), "bfloat16")
+    bias = (far + rng.standard_normal((100, 150))).astype(np.float32)
+    prob = make(q, k, v, bias=bias, mask=mask)
+    check(prob)
+    output = run_alone(prob)
+    native.select_isa("avx512")
+    assert (output != run_alone(prob)).any()
+
+
+def test_what_hidden_keys_hold_changes_no_bit():
+    """Not even how large scores can be: hidden keys may lie in a strip of visible ones."""
+    rng = np.random.default_rng(0)
+    q, k, v = arrays(rng, (1, 4, 2, 100, 150, 40, 24), "bfloat16")
+    keep = rng.random((1, 150)) < 0.7
+    mask = regard.keys(keep) & regard.causal(20)
+    output = run_alone(make(q, k, v, mask=mask))
+    for bad in (1e4, 1e30, np.nan):
+        hidden = np.where(keep[:, None, :, None], k, np.full_like(k, bad))
+        np.testing.assert_array_equal(run_alone(make(q, hidden, v, mask=mask)), output)
+
+
 def test_scores_far_below_the_largest_weigh_nothing():
     """Weights below 2^-127 of the largest are 0, not the smallest that 16 bits can count."""
     q, k, v = arrays(np.random.default_rng(0), (1, 1, 1, 64, 96, 32, 32), "bfloat16")

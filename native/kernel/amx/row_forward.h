@@ -49,9 +49,10 @@ class RowPipeline {
   }
 
  private:
+  using Packed = PackedSides;
   using Product = TileProduct<1, false, true>;
 
-  static constexpr int64_t kLeastRuns = 64;
+  static constexpr int64_t kLeastRuns = 32;
   static constexpr int kGroupHalves = 4;
   static constexpr int64_t kGroupKeys = kGroupHalves * kDepth;
   // Bytes of keys and values: up to which they stay in the second-level cache, and of a chunk.
@@ -80,20 +81,6 @@ class RowPipeline {
     return parallel(cut_.count(p_) / cut_.blocks * panels_, p_.threads, &RowPipeline::panel_task,
                     this);
   }
-
-  // Heads one after another.
-  struct Packed {
-    uint16_t *keys = nullptr, *values = nullptr;
-    float *lengths = nullptr;
-    bool *there = nullptr;  // slices of one head; null: all that are seen
-
-    Packed() = default;
-    Packed(const RightSides &sides, int64_t key_heads, int64_t value_heads, Scratch &scratch)
-        : keys(scratch.take<uint16_t>(key_heads * sides.key_count())),
-          lengths(scratch.take<float>(key_heads * sides.strips())) {
-      if (value_heads) values = scratch.take<uint16_t>(value_heads * sides.value_count());
-    }
-  };
 
   struct Block {
     int64_t index, batch, key_head;
@@ -125,6 +112,8 @@ class RowPipeline {
 
   struct State {
     Block blocks[kPanel];
+    RowsAhead queries, keys, values;
+    Rows<float> next;
     Strip strips[2];
     Strip *now = nullptr;  // whose weights come next
     Block *of_now;
@@ -201,11 +190,24 @@ class RowPipeline {
     const MatrixUnit unit;
     for (int64_t head = first; head < last; ++head) {
       std::fill_n(packed.there, self.sides_.slices(), false);
+      if (head + 1 < last && self.sides_.slices() == 1) {
+        self.expect(s, (head + 1) / p.key_heads, (head + 1) % p.key_heads, 0);
+      }
       for (int64_t i = 0; i < panels; ++i) self.panel(s, head * panels + i, packed);
       self.drain(s);
       for (int64_t i = 0; i < panels; ++i) self.settle(s, head * panels + i, packed);
     }
     return REGARD_OK;
+  }
+
+  // Keys and values that are packed next.
+  void expect(State &s, int64_t batch, int64_t head, int64_t slice) const {
+    const int64_t first = slice * kSlice, rows = std::min(kSlice, p_.keys - first);
+    s.keys.set(row_of(p_.key, p_.dtype, batch, head, first), p_.head_size * 2,
+               p_.key.row_stride * 2, rows);
+    if (!output_.data) return;
+    s.values.set(row_of(p_.value, p_.dtype, batch, head, first), p_.value_size * 2,
+                 p_.value.row_stride * 2, rows);
   }
 
   static int spoilt_task(void *context, int64_t index) {
@@ -251,6 +253,7 @@ class RowPipeline {
       set(blocks[i], range.first + i, packed);
       start(blocks[i]);
     }
+    if (panel_ == 1) expect_queries(s, range.first + 1);
     for (int64_t first = 0; first < p_.keys; first += chunk_) {
       for (int64_t i = 0; i < range.count; ++i) {
         sweep(s, blocks[i], first, std::min(first + chunk_, p_.keys));
@@ -260,6 +263,13 @@ class RowPipeline {
       blocks[i].swept = true;
       if (!blocks[i].strips) finish(blocks[i]);
     }
+  }
+
+  void expect_queries(State &s, int64_t block) const {
+    if (block >= cut_.count(p_)) return;
+    cut_.set(p_, block, &s.next);
+    s.queries.set(row_of(p_.query, p_.dtype, s.next.batch, s.next.head[0], s.next.query[0]),
+                  p_.head_size * 2, p_.query.row_stride * 2, s.next.count);
   }
 
   // The blocks of a panel whose sums are not healthy once more, from their largest scores on.
@@ -317,7 +327,7 @@ class RowPipeline {
     const int64_t from = std::max(first, b.sight.first()), to = std::min(last, b.sight.last());
     b.masked |= b.sight.first() > 0 || b.sight.last() < p_.keys;
     if (from >= to) return;
-    ensure(b, from, to);
+    ensure(s, b, from, to);
     for (int64_t j = from / kStripKeys * kStripKeys; j < to; j += kStripKeys) {
       if (!look(b, j, s.strips[1 - s.turn])) continue;
       s.turn = 1 - s.turn;
@@ -327,13 +337,17 @@ class RowPipeline {
   }
 
   // Slices that are needed first now.
-  void ensure(const Block &b, int64_t from, int64_t to) const {
+  void ensure(State &s, const Block &b, int64_t from, int64_t to) const {
     if (!b.packed.there) return;
     for (int64_t slice = from / kSlice; slice * kSlice < to; ++slice) {
       if (b.packed.there[slice]) continue;
       b.packed.there[slice] = true;
       pack(b.batch, b.key_head, slice, b.packed);
       if (b.packed.values) pack_values(b.batch, b.key_head, slice, b.packed.values);
+      // Later keys of this block come next, then those of blocks before.
+      const bool more = (slice + 1) * kSlice < std::min(b.sight.last(), p_.keys);
+      const int64_t next = more ? slice + 1 : slice - 1;
+      if (next >= 0 && !b.packed.there[next]) expect(s, b.batch, b.key_head, next);
     }
   }
 
@@ -417,7 +431,12 @@ class RowPipeline {
       const Product products = product_of_queries(*block, *next);
       between.spread(products.blocks() * products.pauses() +
                      (stop - s.summing.done) * sums.pauses());
-      for (int i = 0; i < products.blocks(); ++i) products.block(i, between, s.unstored);
+      for (int i = 0; i < products.blocks(); ++i) {
+        s.queries.rows(4);
+        s.keys.rows(4);
+        s.values.rows(4);
+        products.block(i, between, s.unstored);
+      }
     }
     for (; s.summing.done < stop; ++s.summing.done) {
       sums.block(s.summing.done, between, s.unstored);
@@ -506,7 +525,8 @@ class RowPipeline {
   void rank(State &s, Block &b) const {
     Strip &strip = s.strips[0];
     const int64_t from = b.sight.first(), to = b.sight.last();
-    ensure(b, from, to);
+    ensure(s, b, from, to);
+    std::fill_n(b.sums.largest, kBlockRows * 16, -kInfinity<float>);
     for (int64_t j = from / kStripKeys * kStripKeys; j < to; j += kStripKeys) {
       if (!look(b, j, strip)) continue;
       product_of_queries(b, strip).compute();

@@ -112,6 +112,40 @@ inline float copy_queries(const regard_problem &p, const Rows<float> &rows, int6
   return longest_of(longest);
 }
 
+// The right sides of heads one after another.
+struct PackedSides {
+  uint16_t *keys = nullptr, *values = nullptr;
+  float *lengths = nullptr;
+  bool *there = nullptr;  // slices of one head; null: all that are seen
+
+  PackedSides() = default;
+  PackedSides(const RightSides &sides, int64_t key_heads, int64_t value_heads, Scratch &scratch)
+      : keys(scratch.take<uint16_t>(key_heads * sides.key_count())),
+        lengths(scratch.take<float>(key_heads * sides.strips())) {
+    if (value_heads) values = scratch.take<uint16_t>(value_heads * sides.value_count());
+  }
+};
+
+// Rows that will be read soon, asked for while others are computed.
+class RowsAhead {
+ public:
+  void set(const void *first, int64_t row_bytes, int64_t stride, int64_t rows) {
+    at_ = static_cast<const char *>(first);
+    bytes_ = row_bytes;
+    stride_ = stride;
+    left_ = rows;
+  }
+  void rows(int64_t most) {
+    for (; most > 0 && left_ > 0; --most, --left_, at_ += stride_) {
+      for (int64_t i = 0; i < bytes_; i += 64) __builtin_prefetch(at_ + i, 0, 2);
+    }
+  }
+
+ private:
+  const char *at_ = nullptr;
+  int64_t bytes_ = 0, stride_ = 0, left_ = 0;
+};
+
 }  // namespace REGARD_NAMESPACE
 }  // namespace regard
 #endif

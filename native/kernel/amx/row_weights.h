@@ -27,8 +27,7 @@ struct StripSums {
   }
   void clear() {
     std::fill_n(sum, kBlockRows * 16, 0.f);
-    std::fill_n(rounded, kBlockRows * 16, 0.f);
-    std::fill_n(largest, kBlockRows * 16, -kInfinity<float>);
+    if (!exact) std::fill_n(rounded, kBlockRows * 16, 0.f);
     std::fill_n(wild, 16, 0u);
   }
   bool is_wild() const { return *std::max_element(wild, wild + 16) > 0xffff; }
