@@ -376,6 +376,11 @@ def test_it_is_refused_with_what_to_do():
         regard.alibi(np.arange(4))
     with pytest.raises(OptionError, match=r"alibi\(align='left'\)"):
         regard.alibi(4, align="left")
+    for other in (regard.alibi(4), q, torch.ones(4)):
+        with pytest.raises(OptionError, match=r"a sum of alibi\(array\(4,\), align=0\)"):
+            regard.alibi(4, align=0) + other
+    with pytest.raises(OptionError, match="a sum of two is a matrix"):
+        q + regard.alibi(4)
     with pytest.raises(ArrayTypeError, match="from torch"):
         regard.attention(q, k, v, bias=regard.alibi(torch.ones(4), align=0))
     with pytest.raises(MaskError, match="along the edges of a graph"):

@@ -52,6 +52,20 @@ class Bias:
     constant: bool  # the array was made here, and is of no framework
 
     name: ClassVar[str]  # of the function that makes one
+    __array_ufunc__: ClassVar[None] = None  # NumPy must leave `array + bias` to this class
+
+    def __add__(self, other: object) -> Bias:
+        raise OptionError(
+            f"a sum of {self!r} and another bias",
+            "one bias a call, since a sum of two is a matrix again",
+            "add arrays (H, Lq, Lk), or the tables of two biases",
+        )
+
+    __radd__ = __add__
+
+    def __repr__(self) -> str:
+        align = "" if self.align is None else f", align={self.align!r}"
+        return f"{self.name}(array{tuple(self.array.shape)}{align})"
 
     def table(self, front: ModuleType, like: Any, extent: Extent, dtype: str) -> Any:
         """(*batch | 1, H | 1, 1, Lq + Lk − 1), for the distances −(Lq − 1) … Lk − 1 of j − i.
