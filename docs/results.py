@@ -17,8 +17,13 @@ HEAD = """# Results
 Every figure here is from a report in `results/`, which `sh results/run.sh` makes; this page is made
 of those by `python docs/results.py`. BLEU is sacrebleu's: of lower-cased, tokenised text
 (`--tokenize none`), as Multi30k is usually reported, and of the same answers as they are written
-(`13a`). A run's cost is in processor minutes, the time of all threads together, since the machine did
-other work besides: two cores give two of them in a minute.
+(`13a`). A run's cost is in processor minutes, the time of all threads together, since the machine
+did other work besides: two cores give two of them in a minute.
+"""
+
+COMPARED = """A Transformer of 4 + 4 layers of size 128 trained on text that was lower-cased and
+tokenised before is reported with 41.02 on test 2016, beam 5, for 8,000 larger batches
+(github.com/LividWo/Revisit-MMT).
 """
 
 HOUR = 120  # processor minutes: an hour of two cores
@@ -54,14 +59,14 @@ def _translation(reports: dict[str, Any]) -> list[str]:
             one["use"]["beam"],
             one["figures"]["bleu_lowercased_tokenised"]["score"],
             one["figures"]["bleu_13a"]["score"],
-            one["figures"]["tokens_per_second"],
         ]
         for name, one in scored.items()
     ]
     signatures = {one["figures"][kind]["signature"] for one in scored.values() for kind in BLEUS}
     parts = [
         "## Translation, Multi30k\n",
-        _table(["report", "split", "beam", "BLEU lc tok", "BLEU 13a", "tokens/s"], rows),
+        _table(["report", "split", "beam", "BLEU lc tok", "BLEU 13a"], rows),
+        COMPARED,
         f"Signatures: {', '.join(f'`{one}`' for one in sorted(signatures))}.\n",
     ]
     first = {name: one for name, one in scored.items() if one["split"] == "test_2016_flickr"}
@@ -87,8 +92,9 @@ def _within(name: str, curve: Sequence[dict[str, Any]]) -> str:
     points = [point for point in curve if _cost(point) <= HOUR]
     best = min(points, key=lambda point: float(point["validation_loss"]))
     return (
-        f"- {name}: validation loss {best['validation_loss']:.3f} after {_cost(best):.0f} processor "
-        f"minutes (epoch {best['epoch']}), the best within the {HOUR} of an hour of two cores.\n"
+        f"- {name}: validation loss {best['validation_loss']:.3f} after {_cost(best):.0f} "
+        f"processor minutes (epoch {best['epoch']}), the best within the {HOUR} of an hour of two "
+        "cores.\n"
     )
 
 
@@ -155,8 +161,8 @@ def _spent(curve: Sequence[dict[str, Any]], training: dict[str, Any]) -> str:
         return f"{epochs} in {last['minutes']:.0f} minutes"
     cost = last["processor_minutes"]
     return (
-        f"{epochs} in {cost:.0f} processor minutes ({cost / threads:.0f} minutes of {threads} cores; "
-        f"{last['minutes']:.0f} by the clock)"
+        f"{epochs} in {cost:.0f} processor minutes ({cost / threads:.0f} minutes of {threads} "
+        f"cores; {last['minutes']:.0f} by the clock)"
     )
 
 

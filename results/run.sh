@@ -39,7 +39,7 @@ translator() { # name, settings…
         measure "$model-gold" "$model" translation --split gold_alignments
 }
 
-translator transformer-en-de --epochs 48
+translator transformer-en-de --epochs 22
 if chosen transformer-en-de && [ ! -f results/explained.json ]; then
     $regard explain translation \
         "A man in a blue shirt is standing on a ladder cleaning a window." \
