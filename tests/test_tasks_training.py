@@ -193,6 +193,13 @@ def test_what_is_no_run_is_refused(tmp_path):
         runs.load(tmp_path)
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    text = write_text(tmp_path, 60)
+    for folder in (text["source"], text["source"] / "run"):
+        with pytest.raises(FileFormatError, match=r"text\.en.* cannot be made"):
+            train(folder, text)
+
+
 def test_the_report_says_how_to_get_the_figures_again(uninterrupted):
     trained = runs.load(uninterrupted[1], Translation)
     command = ["regard", "evaluate"]

@@ -74,7 +74,13 @@ def start(
         _check_task(last, task_type.name)
         task = task_type(continued(last, given, task_type), last.assets())
         tell(f"Going on from step {last.step}, {last.path}")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise FileFormatError(
+            f"{folder} cannot be made: {reason}", "a folder for the run"
+        ) from error
     about = {"command": list(command), "regard": __version__, "task": task_type.name}
     _write(folder / "training.json", {**about, "settings": as_dict(task.settings), **machine()})
     train(task, folder, last, progress=os.isatty(2))
