@@ -30,6 +30,7 @@
 #include "kernel/amx/row_sight.h"
 #include "kernel/amx/row_weights.h"
 #include "kernel/amx/row_forward.h"
+#include "kernel/amx/few.h"
 #include "kernel/amx/split_rows.h"
 #include "kernel/amx/gradients.h"
 #include "kernel/amx/backward.h"
@@ -40,8 +41,9 @@ namespace regard {
 namespace amx {
 
 int forward_or_avx512(const regard_problem &p, const regard_array &output, void *lse) {
-  if (is_additive(p) || p.pages || !pays(p)) return avx512_kernels.forward(p, output, lse);
   auto *sums = static_cast<float *>(lse);
+  if (few_pays(p)) return Forward<float, FewBlock>(p, output, sums).run();
+  if (is_additive(p) || p.pages || !pays(p)) return avx512_kernels.forward(p, output, lse);
   switch (parts_of(p)) {
     case 1:
       return RowPipeline(p, output, sums).run();
@@ -119,7 +121,7 @@ int readouts_or_avx512(const regard_problem &p, const regard_array &output, void
   }
   const bool own = scores_pay(p);
   regard_array left = output;
-  if (output.data && (own || pays(p))) {
+  if (output.data && (own || pays(p) || few_pays(p))) {
     // Log-sum-exps take weights that are more exact: for the bits of an output alone they come
     // apart.
     const bool apart = parts_of(p) == 1 && p.dropout == 0;

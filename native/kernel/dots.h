@@ -67,7 +67,8 @@ REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size
   for (int i = 0; i < K * R; ++i) parts[i] = sum[i];
 }
 
-// to[j * width + r] = keys[j] . queries[r] for j < count and r < R.
+// to[j * width + r] = keys[j] . queries[r] for j < count and r < R. If width is R, whole vectors
+// are written.
 template <class T, int R, class S, class Join>
 REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64_t count, T *to,
                           int64_t width, Join join) {
@@ -80,12 +81,25 @@ REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64
     for (int i = 0; i < kKeys; i += kStep) {
       add_dots<T, kStep, R>(key + i, queries, size, parts + i * R, join);
     }
+    const Vec<T> all = sum_each<T>(parts);
+    if (width == R) {
+      store(to + j * R, all);
+      continue;
+    }
     T sums[L];
-    store(sums, sum_each<T>(parts));
+    store(sums, all);
     for (int i = 0; i < kKeys && j + i < count; ++i) {
       for (int r = 0; r < R; ++r) to[(j + i) * width + r] = sums[i * R + r];
     }
   }
+}
+
+// Queries that are taken at a time; how many, of up to so many rows.
+template <class T>
+constexpr int kGroup = std::min(4, kLanes<T>);
+template <class T>
+inline int group_of(int rows) {
+  return rows <= 2 ? rows : kGroup<T>;
 }
 
 // The same for `rows` queries, a few of them at a time; those beyond `rows` that are read repeat
@@ -93,17 +107,16 @@ REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64
 template <class T, class S, class Join = DotProduct>
 inline void few_dots(Operand<S> keys, const T *queries, int64_t size, int64_t count, int rows,
                      T *to, int64_t width, Join join = {}) {
-  constexpr int kGroup = std::min(4, kLanes<T>);
   const int64_t stride = padded<T>(size);
-  std::fill_n(to, count * width, T(0));
-  for (int r = 0; r < rows; r += kGroup) {
+  if (width > group_of<T>(rows)) std::fill_n(to, count * width, T(0));
+  for (int r = 0; r < rows; r += kGroup<T>) {
     const T *query = queries + r * stride;
     if (rows - r == 1) {
       dots<T, 1>(keys, query, size, count, to + r, width, join);
     } else if (rows - r == 2) {
       dots<T, 2>(keys, query, size, count, to + r, width, join);
     } else {
-      dots<T, kGroup>(keys, query, size, count, to + r, width, join);
+      dots<T, kGroup<T>>(keys, query, size, count, to + r, width, join);
     }
   }
 }

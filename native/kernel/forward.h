@@ -36,7 +36,7 @@ struct Tiles {
 
 // Where there are few blocks of rows, the keys are cut too, by shape alone: every chunk of them
 // leaves its own pivots, sums and outputs, which are then merged in the order of chunks.
-template <class T>
+template <class T, class RowBlock = Block<T>>
 class Forward {
  public:
   // Blocks have at most `rows` rows.
@@ -74,10 +74,11 @@ class Forward {
 
   // One block of rows: its state while tiles of keys go by.
   struct State {
-    Block<T> block;
+    RowBlock block;
     Softmax<T> softmax;
     Dropout<T> dropout;
     T *scores, *factors, *keys, *values, *output;
+    int width;  // of rows of `scores`
     Wary<T> wary;
     bool fresh;   // nothing is in `output` yet
     bool masked;  // some row could not see some key
@@ -184,14 +185,8 @@ class Forward {
     if (view == View::kNone) return;
     const Rows<T> &rows = s.block.rows;
     const int64_t count = end - begin;
-    T *scores = s.scores;
-    if (s.kept) {
-      scores = s.kept + begin * rows.width;
-      s.spans[s.span_count++] = {begin, count};
-    }
-    s.block.scores(begin, end, s.keys, scores);
-    if (view == View::kSome) s.block.sight.hide(count, scores);
-    const bool rescale = s.softmax.take(scores, s.scores, count, rows.width);
+    if (s.kept) s.spans[s.span_count++] = {begin, count};
+    const bool rescale = close(s, view) ? take_group(s, begin, count) : take(s, view, begin, count);
     if (!output_.data) return;
 
     if (rescale && !s.fresh) rescale_rows(s);
@@ -203,6 +198,41 @@ class Forward {
     }
     add_values(s, view, begin, count);
     s.fresh = false;
+  }
+
+  // Scores of a tile become weights. Returns whether some row must be rescaled.
+  bool take(State &s, View view, int64_t begin, int64_t count) const {
+    s.width = s.block.rows.width;
+    T *scores = s.kept ? s.kept + begin * s.width : s.scores;
+    s.block.scores(begin, begin + count, s.keys, scores);
+    if (view == View::kSome) s.block.sight.hide(count, scores);
+    return s.softmax.take(scores, s.scores, count, s.width);
+  }
+
+  // Of very few rows the scores of several keys share a vector, if nothing but products is in them.
+  bool close(const State &s, View view) const {
+    return s.block.rows.count <= kGroup<T> && view == View::kAll && plain(p_) && !is_additive(p_) &&
+           p_.dropout == 0;
+  }
+  bool take_group(State &s, int64_t begin, int64_t count) const {
+    const Rows<T> &rows = s.block.rows;
+    s.width = group_of<T>(rows.count);
+    s.block.products(begin, begin + count, s.width, s.scores);
+    for (int64_t j = 0; s.kept && j < count; ++j) {
+      T *kept = s.kept + (begin + j) * rows.width;
+      std::fill_n(std::copy_n(s.scores + j * s.width, rows.count, kept), rows.width - rows.count,
+                  T(0));
+    }
+    if (output_.data) await_values(s, begin);
+    return s.softmax.take_group(s.scores, count, s.width);
+  }
+  // The first values of a tile, on their way while weights are made.
+  void await_values(const State &s, int64_t begin) const {
+    const Rows<T> &rows = s.block.rows;
+    const int64_t head = rows.head[0] / (p_.heads / p_.value_heads), size = element_size(p_.dtype);
+    const void *first = row_of(p_.value, p_.dtype, rows.batch, head, begin);
+    const Operand<char> values{static_cast<const char *>(first), p_.value.row_stride * size};
+    for (int64_t j = 0; j < kStepValues; ++j) prefetch_row(values, j, p_.value_size * size);
   }
 
   // output (+)= weights x values
@@ -232,17 +262,16 @@ class Forward {
   // With few rows all columns of some keys are read before the next keys, which are on their way.
   template <class S>
   void add(State &s, Operand<S> values, int64_t count) const {
-    const Rows<T> &rows = s.block.rows;
-    const int64_t step = rows.count <= kStepRows ? kStepValues : count;
-    for (int64_t j = 0; j < count; j += step) {
-      for (int64_t i = j; step < count && i < j + step; ++i) {
-        prefetch_row(values, i + step, width_);
-      }
-      product<T, Left::kAcross>(s.scores + j * rows.width, rows.width,
-                                values.data + j * values.stride, values.stride, s.output, width_,
-                                rows.count, width_ / kLanes<T>, std::min(step, count - j),
-                                j > 0 || !s.fresh);
+    if (s.block.rows.count > kStepRows) return add<0>(s, values, 0, count);
+    for (int64_t j = 0; j < count; j += kStepValues) {
+      add<kStepValues>(s, values, j, std::min<int64_t>(kStepValues, count - j));
     }
+  }
+  template <int kAhead, class S>
+  void add(State &s, Operand<S> values, int64_t first, int64_t count) const {
+    product<T, Left::kAcross, kAhead>(
+        s.scores + first * s.width, s.width, values.data + first * values.stride, values.stride,
+        s.output, width_, s.block.rows.count, width_ / kLanes<T>, count, first > 0 || !s.fresh);
   }
 
   void rescale_rows(State &s) const {
@@ -294,10 +323,10 @@ class Forward {
 
   void finish(const Rows<T> &rows, const Softmax<T> &softmax, const T *output) const {
     for (int r = 0; r < rows.count; ++r) {
-      T factor, lse;
       const int64_t b = rows.batch, h = rows.head[r], i = rows.query[r];
-      normalise(p_, softmax, h, r, &factor, &lse);
-      if (lse_) lse_[(b * p_.heads + h) * p_.queries + i] = lse;
+      T factor;
+      normalise(p_, softmax, h, r, &factor,
+                lse_ ? lse_ + (b * p_.heads + h) * p_.queries + i : nullptr);
       if (!output_.data) continue;
       narrow_row(row_of(output_, p_.dtype, b, h, i), output + r * width_, p_.value_size, p_.dtype,
                  factor);

@@ -11,7 +11,7 @@ enum class Left { kRows, kAcross };
 
 // A tile of M rows and N vectors, held in registers: elements of a are broadcast, rows of b are
 // loaded as they lie.
-template <class T, class S, Left kLeft, int N, int M>
+template <class T, class S, Left kLeft, int kAhead, int N, int M>
 REGARD_NOINLINE void product_tile(const T *a, int64_t a_stride, const S *b, int64_t b_stride, T *c,
                                   int64_t c_stride, int64_t depth, bool add) {
   constexpr int L = kLanes<T>;
@@ -25,6 +25,11 @@ REGARD_NOINLINE void product_tile(const T *a, int64_t a_stride, const S *b, int6
     Vec<T> row[N];
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) row[j] = load_as(b + j * L);
+    if constexpr (kAhead > 0) {
+      constexpr int kLine = 64 / sizeof(S);
+#pragma GCC unroll 4
+      for (int j = 0; j < N * L; j += kLine) __builtin_prefetch(b + kAhead * b_stride + j);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const Vec<T> x = broadcast<T>(kLeft == Left::kRows ? a[i * a_stride] : a[i]);
@@ -47,14 +52,14 @@ REGARD_NOINLINE void product_tile(const T *a, int64_t a_stride, const S *b, int6
 template <class T, class S>
 using ProductTile = void (*)(const T *, int64_t, const S *, int64_t, T *, int64_t, int64_t, bool);
 
-template <class T, class S, Left kLeft, int N, int... M>
+template <class T, class S, Left kLeft, int kAhead, int N, int... M>
 REGARD_INLINE ProductTile<T, S> tile_of(int rows, std::integer_sequence<int, M...>) {
-  static constexpr ProductTile<T, S> tiles[] = {&product_tile<T, S, kLeft, N, M + 1>...};
+  static constexpr ProductTile<T, S> tiles[] = {&product_tile<T, S, kLeft, kAhead, N, M + 1>...};
   return tiles[rows - 1];
 }
 
 // All rows for one panel of N vectors; rows are spread evenly over register tiles.
-template <class T, class S, Left kLeft, int N>
+template <class T, class S, Left kLeft, int kAhead, int N>
 REGARD_INLINE void product_panel(const T *a, int64_t a_stride, const S *b, int64_t b_stride, T *c,
                                  int64_t c_stride, int64_t rows, int64_t depth, bool add) {
   constexpr int most = kRegisterRows[N];
@@ -62,8 +67,8 @@ REGARD_INLINE void product_panel(const T *a, int64_t a_stride, const S *b, int64
   for (int64_t t = 0, first = 0; t < tiles; ++t) {
     const int64_t count = (rows - first + tiles - t - 1) / (tiles - t);
     const T *left = a + (kLeft == Left::kRows ? first * a_stride : first);
-    const auto tile =
-        tile_of<T, S, kLeft, N>(static_cast<int>(count), std::make_integer_sequence<int, most>());
+    const auto tile = tile_of<T, S, kLeft, kAhead, N>(static_cast<int>(count),
+                                                      std::make_integer_sequence<int, most>());
     tile(left, a_stride, b, b_stride, c + first * c_stride, c_stride, depth, add);
     first += count;
   }
@@ -71,8 +76,9 @@ REGARD_INLINE void product_panel(const T *a, int64_t a_stride, const S *b, int64
 
 constexpr int kPanel = sizeof(kRegisterRows) / sizeof(int) - 1;
 
-// c has `rows` rows of `vectors` vectors; without `add` it is overwritten.
-template <class T, Left kLeft, class S>
+// c has `rows` rows of `vectors` vectors; without `add` it is overwritten. kAhead: rows of b come
+// from memory, and each is asked for so many rows before it is read.
+template <class T, Left kLeft, int kAhead = 0, class S>
 REGARD_NOINLINE void product(const T *a, int64_t a_stride, const S *b, int64_t b_stride, T *c,
                              int64_t c_stride, int64_t rows, int64_t vectors, int64_t depth,
                              bool add) {
@@ -80,14 +86,18 @@ REGARD_NOINLINE void product(const T *a, int64_t a_stride, const S *b, int64_t b
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t width = (vectors + panels - p - 1) / (panels - p);
     if (width == 1) {
-      product_panel<T, S, kLeft, 1>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
+      product_panel<T, S, kLeft, kAhead, 1>(a, a_stride, b, b_stride, c, c_stride, rows, depth,
+                                            add);
     } else if (width == 2) {
-      product_panel<T, S, kLeft, 2>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
+      product_panel<T, S, kLeft, kAhead, 2>(a, a_stride, b, b_stride, c, c_stride, rows, depth,
+                                            add);
     } else if constexpr (kPanel >= 4) {
       if (width == 3) {
-        product_panel<T, S, kLeft, 3>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
+        product_panel<T, S, kLeft, kAhead, 3>(a, a_stride, b, b_stride, c, c_stride, rows, depth,
+                                              add);
       } else {
-        product_panel<T, S, kLeft, 4>(a, a_stride, b, b_stride, c, c_stride, rows, depth, add);
+        product_panel<T, S, kLeft, kAhead, 4>(a, a_stride, b, b_stride, c, c_stride, rows, depth,
+                                              add);
       }
     }
     vectors -= width;

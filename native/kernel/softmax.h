@@ -31,6 +31,35 @@ struct Softmax {
     return rescaled;
   }
 
+  // The same in place for `group` rows, a power of 2, whose scores lie side by side [key][group].
+  // Memory behind them is written, up to whole vectors.
+  bool take_group(T *scores, int64_t keys, int group) {
+    constexpr int L = kLanes<T>;
+    const int64_t count = keys * group, whole = padded<T>(count);
+    std::fill(scores + count, scores + whole, -kInfinity<T>);
+    Vec<T> top = broadcast(-kInfinity<T>), total = broadcast<T>(0);
+    for (int64_t i = 0; i < whole; i += L) top = max(load(scores + i), top);
+    T lanes[L], folded[L];
+    store(lanes, top);
+    std::fill_n(folded, L, -kInfinity<T>);
+    for (int i = 0; i < L; ++i) folded[i % group] = std::max(folded[i % group], lanes[i]);
+    const Rise risen = rise(load(folded), 0);
+
+    store(lanes, risen.shift);
+    for (int i = group; i < L; ++i) lanes[i] = lanes[i - group];
+    const Vec<T> u = broadcast(unit), shift = load(lanes);
+    for (int64_t i = 0; i < whole; i += L) {
+      const Vec<T> weight = exp2(fma(load(scores + i), u, shift));
+      total = total + weight;
+      store(scores + i, weight);
+    }
+    store(lanes, total);
+    std::fill_n(folded, L, T(0));
+    for (int i = 0; i < L; ++i) folded[i % group] += lanes[i];
+    store(sum, fma(load(sum), risen.factor, load(folded)));
+    return risen.any;
+  }
+
  protected:
   // The pivot moves only when the largest score has left it this many powers of 2 behind: exact all
   // the same, and most tiles rescale nothing.
@@ -96,26 +125,26 @@ struct Softmax {
   }
 };
 
-// What a row's sum of values is multiplied by, and its log-sum-exp, the sink of its head included;
-// `sum`: of exp(score - most).
+// What a row's sum of values is multiplied by; its log-sum-exp, the sink of its head included,
+// unless `lse` is null. `sum`: of exp(score - most).
 template <class T>
 inline void normalise(const regard_problem &p, T most, T sum, int64_t head, T *factor, T *lse) {
   const bool blind = sum == 0;
   if (!p.sinks) {
     *factor = blind ? T(0) : 1 / sum;
-    *lse = blind ? -kInfinity<T> : most + std::log(sum);
+    if (lse) *lse = blind ? -kInfinity<T> : most + std::log(sum);
     return;
   }
   const T sink = static_cast<const T *>(p.sinks)[head];
   if (blind) {
     *factor = 0;
-    *lse = sink;
+    if (lse) *lse = sink;
     return;
   }
   const T top = std::max(most, sink), share = std::exp(most - top);
   const T total = sum * share + std::exp(sink - top);
   *factor = share / total;
-  *lse = top + std::log(total);
+  if (lse) *lse = top + std::log(total);
 }
 
 // The same of row r.

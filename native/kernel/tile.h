@@ -58,7 +58,7 @@ class Block {
     if (is_additive(*problem_)) {
       additive.scores(keys, end - begin, query_factor<T>(*problem_), to);
     } else if (few()) {
-      few_products(keys, end - begin, to);
+      few_products(keys, end - begin, rows.width, to);
     } else {
       const int64_t count = end - begin, step = rows.count <= kStepRows ? kStepKeys : count;
       for (int64_t j = 0; j < count; j += step) {
@@ -76,27 +76,39 @@ class Block {
   // The same, keys read from their array; `scratch` holds a tile of them.
   void scores(int64_t begin, int64_t end, T *scratch, T *to) {
     const regard_problem &p = *problem_;
+    if (few() && !is_additive(p)) {
+      products(begin, end, rows.width, to);
+      return adjust(p, rows, begin, end, to);
+    }
     const int64_t head = rows.head[0] / (p.heads / p.key_heads);
     const regard_array key = array_at(p, p.key, rows.batch, begin);
-    if (!few() || p.dtype == kType<T> || is_additive(p)) {
-      const auto keys = operand<T>(key, p.dtype, rows.batch, head, begin, end - begin, p.head_size,
-                                   false, scratch);
-      return scores(keys, begin, end, to);
-    }
+    const auto keys =
+        operand<T>(key, p.dtype, rows.batch, head, begin, end - begin, p.head_size, false, scratch);
+    scores(keys, begin, end, to);
+  }
+
+  // Products of few rows and keys read from their array, `width` elements from key to key.
+  void products(int64_t begin, int64_t end, int64_t width, T *to) const {
+    const regard_problem &p = *problem_;
+    const int64_t head = rows.head[0] / (p.heads / p.key_heads);
+    const regard_array key = array_at(p, p.key, rows.batch, begin);
     if constexpr (std::is_same_v<T, float>) {
       if (p.dtype == REGARD_FLOAT16) {
-        few_products(in_place<Float16>(key, rows.batch, head, begin), end - begin, to);
-      } else {
-        few_products(in_place<BFloat16>(key, rows.batch, head, begin), end - begin, to);
+        return few_products(in_place<Float16>(key, rows.batch, head, begin), end - begin, width,
+                            to);
       }
-      adjust(p, rows, begin, end, to);
+      if (p.dtype == REGARD_BFLOAT16) {
+        return few_products(in_place<BFloat16>(key, rows.batch, head, begin), end - begin, width,
+                            to);
+      }
     }
+    few_products(in_place<T>(key, rows.batch, head, begin), end - begin, width, to);
   }
 
  private:
   template <class S>
-  void few_products(Operand<S> keys, int64_t count, T *to) const {
-    few_dots(keys, queries_, problem_->head_size, count, rows.count, to, rows.width);
+  void few_products(Operand<S> keys, int64_t count, int64_t width, T *to) const {
+    few_dots(keys, queries_, problem_->head_size, count, rows.count, to, width);
   }
 
   const regard_problem *problem_ = nullptr;
