@@ -67,7 +67,17 @@ function kindColour(kind) {
   return (!QUIET_KINDS.has(kind) && KINDS[theme()][kindOrder.indexOf(kind)]) || GREYS[theme()];
 }
 
-const cssColour = (name) => getComputedStyle(document.body).getPropertyValue(`--${name}`).trim();
+// A colour of the style sheet. To ask for one makes the browser work out all styles that changed.
+const cssColours = new Map();
+
+function cssColour(name) {
+  const key = `${document.documentElement.dataset.theme} ${name}`;
+  if (!cssColours.has(key)) {
+    const style = getComputedStyle(document.body);
+    cssColours.set(key, style.getPropertyValue(`--${name}`).trim());
+  }
+  return cssColours.get(key);
+}
 
 // The colour that stands for a weight of a side; of a change, for less or more.
 const linkColour = (weight, side) =>
