@@ -135,7 +135,10 @@ def test_explain_shows_the_alignment(trained, run, tmp_path):
         (["predict", "pronunciation", "--checkpoint=RUN", "a"], "is of the task translation"),
         (["predict", "translation", "--checkpoint=RUN", "a", "--input=b"], "texts and --input"),
         (["predict", "translation", "--checkpoint=RUN", "--input=b"], "b cannot be read"),
-        (["predict", "translation", "--checkpoint=RUN", "a", "--beam=0"], "--beam is 0. Wanted: 1 or more"),
+        (
+            ["predict", "translation", "--checkpoint=RUN", "a", "--beam=0"],
+            "--beam is 0. Wanted: 1 or more",
+        ),
         (["evaluate", "translation", "--checkpoint=RUN", "--split=x"], "--split x"),
         (["evaluate", "translation", "--checkpoint=RUN"], "for a model of your own text"),
         (["explain", "translation", "--checkpoint=RUN"], "a task's name and one text"),
