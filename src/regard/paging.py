@@ -153,9 +153,10 @@ def _check(front: Any, arrays: tuple[Any, ...], layout: str) -> None:
     query = arrays[0]
     if layout not in LAYOUTS:
         raise OptionError(f"layout={layout!r}", '"BHLD" or "BLHD"')
-    if front.__name__ not in _IN_PLACE or getattr(query.device, "type", "cpu") != "cpu":
+    device = str(getattr(query, "device", "cpu"))  # NumPy's arrays have one since version 2
+    if front.__name__ not in _IN_PLACE or not device.startswith("cpu"):
         raise BackendError(
-            f"keys in pages for {front.__name__.rpartition('.')[2]} arrays on {query.device}",
+            f"keys in pages for {front.__name__.rpartition('.')[2]} arrays on {device}",
             "arrays of NumPy or PyTorch in main memory",
             "gather the pages and call regard.attention: key_pages[table]",
         )

@@ -163,10 +163,12 @@ def _unmasked(*arrays: Any) -> Iterator[None]:
     masks = [get_keras_mask(array) for array in arrays]
     for array in arrays:
         set_keras_mask(array, None)
-    yield
-    for array, mask in zip(arrays, masks, strict=True):
-        if mask is not None:
-            set_keras_mask(array, mask)
+    try:
+        yield
+    finally:
+        for array, mask in zip(arrays, masks, strict=True):
+            if mask is not None:
+                set_keras_mask(array, mask)
 
 
 def _seen(

@@ -61,7 +61,7 @@ class Residual(nn.Module):
 
     def leave(self, x: Tensor, result: Tensor) -> Tensor:
         """x and what the part made of it, joined."""
-        joined: Tensor = x + (self.dropout(result) if self.training else result)
+        joined: Tensor = x + self.dropout(result)
         return joined if self.pre else self.norm(joined)
 
 
