@@ -14,8 +14,8 @@ class Dropout(nn.Module):
     """`torch.nn.Dropout`; on a CPU it draws 16 random bits for each number, not a double.
 
     y = x · m / (1 − p), where m is 0 with probability p in training, else 1 (Srivastava et al.,
-    2014); without training y = x. PyTorch's own draws take a dozen times as long on a CPU, a fifth of
-    the training step of a small Transformer. There p is rounded to a multiple of 2⁻¹⁶.
+    2014); without training y = x. PyTorch's own draws take a dozen times as long on a CPU, a fifth
+    of the training step of a small Transformer. There p is rounded to a multiple of 2⁻¹⁶.
     Repeatable by `torch.manual_seed`, but not the numbers that PyTorch's draws.
     """
 
