@@ -160,3 +160,15 @@ def test_bad_tables_say_what_is_wrong():
     jnp = pytest.importorskip("jax.numpy")
     with pytest.raises(BackendError, match="in pages for jax arrays"):
         regard.paged_attention(*map(jnp.asarray, given))
+
+
+def test_what_could_be_learned_is_read_where_nothing_is():
+    arrays, _ = cache([40, 7], 32)
+    query, keys, values = (torch.from_numpy(a) for a in arrays[:3])
+    sinks = torch.nn.Parameter(torch.zeros(query.shape[1]))
+    with torch.no_grad():
+        seen = regard.paged_attention(query, keys, values, *arrays[3:], sinks=sinks)
+    plain = regard.paged_attention(query, keys, values, *arrays[3:], sinks=sinks.detach())
+    assert torch.equal(seen, plain)
+    with pytest.raises(BackendError, match=r"no_grad"):
+        regard.paged_attention(query, keys, values, *arrays[3:], sinks=sinks)

@@ -160,11 +160,11 @@ def _check(front: Any, arrays: tuple[Any, ...], layout: str) -> None:
             "arrays of NumPy or PyTorch in main memory",
             "gather the pages and call regard.attention: key_pages[table]",
         )
-    if any(getattr(array, "requires_grad", False) for array in arrays):
+    if front.wants_gradients(*arrays):
         raise BackendError(
             "keys in pages with arrays that require gradients",
             "inference, since keys in pages get no gradients",
-            "pass query.detach(), or train on keys (B, K, Lk, D) with regard.attention",
+            "attend under torch.no_grad(), or train on keys (B, K, Lk, D) with regard.attention",
         )
     shapes = [tuple(array.shape) for array in arrays[:3]]
     if any(len(shape) != 4 for shape in shapes) or shapes[1][:3] != shapes[2][:3]:

@@ -38,6 +38,7 @@ __all__ = [
     "transposed",
     "untraced",
     "version",
+    "wants_gradients",
 ]
 
 Array = npt.NDArray[Any]
@@ -99,6 +100,11 @@ def cast(array: Array, dtype: str) -> Array:
 def take(table: Array, index: Array) -> Array:
     """table[…, index] for an index (n,); (…, H, n) of a table (H, m) for an index (…, n)."""
     return np.moveaxis(table[..., index], -index.ndim - 1, -2)
+
+
+def wants_gradients(*arrays: Any) -> bool:
+    """NumPy has none."""
+    return False
 
 
 def broadcast(array: Array, shape: tuple[int, ...]) -> Array:

@@ -28,6 +28,7 @@ from regard.frontends.torch.attention import (
     transposed,
     untraced,
     version,
+    wants_gradients,
 )
 from regard.frontends.torch.plain import repeated, signature
 from regard.problem import make
@@ -55,4 +56,5 @@ __all__ = [
     "transposed",
     "untraced",
     "version",
+    "wants_gradients",
 ]

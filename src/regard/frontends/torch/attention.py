@@ -37,6 +37,7 @@ __all__ = [
     "transposed",
     "untraced",
     "version",
+    "wants_gradients",
 ]
 
 
@@ -128,6 +129,11 @@ def take(table: Tensor, index: Tensor) -> Tensor:
     *lead, size = table.shape
     found = torch.nn.functional.embedding(index, table.reshape(-1, size).mT)
     return found.movedim(-1, -2).reshape(*index.shape[:-1], *lead, index.shape[-1])
+
+
+def wants_gradients(*arrays: Any) -> bool:
+    """Whether any of them requires a gradient now."""
+    return torch.is_grad_enabled() and any(getattr(a, "requires_grad", False) for a in arrays)
 
 
 def broadcast(array: Tensor, shape: tuple[int, ...]) -> Tensor:
