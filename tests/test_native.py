@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 
 import numpy as np
 import pytest
@@ -405,3 +406,13 @@ def test_hidden_nan_never_arrives_in_bfloat16(isa):
     expected, total = run(make(q, k, v, mask=mask))
     assert error(y, expected.astype(float)) < 1e-2
     np.testing.assert_allclose(lse, total, rtol=1e-5)
+
+
+def test_results_below_the_smallest_normal_number_are_0_within_a_call_alone(isa):
+    tiny = np.full((1, 1, 1, 8), 1e-38, np.float32)
+    one = np.ones_like(tiny)
+    halves = np.concatenate([tiny, np.zeros_like(tiny)], axis=2)  # the mean is subnormal
+    mean = regard.attention(one, np.ones((1, 1, 2, 8), np.float32), halves)
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert not mean.any()
+    assert (tiny * np.float32(0.5) > 0).all()  # NumPy's arithmetic is as it was
