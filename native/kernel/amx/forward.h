@@ -62,7 +62,6 @@ class Pipeline {
         output_(output),
         lse_(lse),
         watcher_(watcher),
-        quick_(kParts == 1 && !lse && !(p.dropout > 0)),
         cut_(p, kBlockRows),
         shape_(p, kParts),
         packer_(p) {
@@ -101,6 +100,10 @@ class Pipeline {
 
  private:
   static constexpr int64_t kLeastRuns = 64, kLeastTasks = 64;
+  // Output of a single part comes by rows (row_forward.h), and here its scores are watched alone: a
+  // watcher makes weights of its own.
+  static constexpr bool kWeighs = kParts > 1;
+  static_assert(kWeighs || Watcher::kWatches);
 
   int all_blocks(Scratch &scratch) {
     // A thread that has packed a head finds it in its cache, if there are heads enough for all.
@@ -131,7 +134,6 @@ class Pipeline {
     uint16_t *queries;
     float *output;
     bool fresh;         // nothing is in `output` yet
-    bool masked;        // some row could not see some key
     bool swept = true;  // all its tiles are on their way
     int tiles = 0;      // that are on their way
   };
@@ -288,10 +290,9 @@ class Pipeline {
 
   void start(Block &s, const float *lengths) const {
     s.fresh = true;
-    s.masked = s.swept = false;
+    s.swept = false;
     const float length = pack_queries<kParts>(p_, s.rows, s.queries);
     s.sight.set(s.rows);
-    s.weights.exact = quick_ || kParts > 1 || p_.dropout > 0;
     if (p_.dropout > 0) s.dropout.set(p_, s.rows);
     const float unit = score_unit<float>(p_);
     const float cap = static_cast<float>(p_.softcap);
@@ -319,7 +320,6 @@ class Pipeline {
       if (p_.intervals.data && !p_.mask.data) {
         const View view = b.sight.look(&begin, &end);
         whole = view == View::kAll && begin == g && end == stop;
-        b.masked |= !whole;
         if (view == View::kNone) continue;
       }
       for (int64_t j = begin / kRoundKeys * kRoundKeys; j < end; j += kRoundKeys) {
@@ -329,9 +329,8 @@ class Pipeline {
   }
 
   void tile(State &s, Block &b, int64_t begin, int64_t end, bool whole) const {
-    const int64_t base = begin, last = end;
+    const int64_t base = begin;
     const View view = whole ? View::kAll : b.sight.look(&begin, &end);
-    b.masked |= view != View::kAll || begin != base || end != last;
     if (view == View::kNone) return;
     s.turn = 1 - s.turn;
     ++b.tiles;
@@ -350,16 +349,8 @@ class Pipeline {
 
   // The products of `next`, the weights of s.now and some of the sums of values of s.summing.
   void round(State &s, const Step &next) const {
-    if (kParts == 1 && quick_) {
-      round<kParts == 1>(s, next);
-    } else {
-      round<false>(s, next);
-    }
-  }
-  template <bool kQuick>
-  void round(State &s, const Step &next) const {
-    Weigher<kParts, kQuick> weigher;
-    if (s.now.block) weigher = start_weights<kQuick>(s);
+    Weigher<kParts> weigher;
+    if (s.now.block) weigher = start_weights(s);
     const TileProduct<kParts> sums = product_of_values(s);
     const int blocks = (sums.blocks() + kGroupRounds - 1) / kGroupRounds;
     const int stop = std::min(s.summing.done + blocks, sums.blocks());
@@ -382,8 +373,7 @@ class Pipeline {
     s.now = next;
   }
 
-  template <bool kQuick>
-  REGARD_INLINE Weigher<kParts, kQuick> start_weights(State &s) const {
+  REGARD_INLINE Weigher<kParts> start_weights(State &s) const {
     const Step &now = s.now;
     const int width = now.block->rows.width;
     Group &group = s.filling;
@@ -406,11 +396,9 @@ class Pipeline {
     group.keys += keys;
     ++group.tiles;
     const int64_t skip = 2 * first * width;
-    // A watcher makes weights of its own.
-    const int64_t pairs = Watcher::kWatches && !output_.data ? 0 : last - first;
-    return Weigher<kParts, kQuick>(&now.block->weights, now.scores + skip,
-                                   s.factors ? s.factors + skip : nullptr, pairs, width,
-                                   to + first * width, kGroupPart);
+    return Weigher<kParts>(&now.block->weights, now.scores + skip,
+                           s.factors ? s.factors + skip : nullptr, kWeighs ? last - first : 0,
+                           width, to + first * width, kGroupPart);
   }
 
   // Ends the group that is being filled; its sums come next, and those before it are finished.
@@ -492,7 +480,7 @@ class Pipeline {
     if (lead % 2) std::fill(scores - width, scores, -kInfinity<float>);
     if ((lead + count) % 2) std::fill_n(scores + count * width, width, -kInfinity<float>);
     if (p_.dropout > 0) b.dropout.fill(now.base, round_up(lead + count, 2), s.factors);
-    if (b.weights.bounded || !b.weights.rise(scores, count, width)) return;
+    if (!kWeighs || b.weights.bounded || !b.weights.rise(scores, count, width)) return;
     if (b.tiles == 1 && b.fresh) return;
     close(s);
     close(s);
@@ -526,7 +514,7 @@ class Pipeline {
   }
 
   void finish(State &s, Block &b) const {
-    finish(b);
+    if (kWeighs) finish(b);
     if constexpr (Watcher::kWatches) {
       watcher_->finish(s.watch, seat(s, b), b.index, b.rows,
                        [&](int64_t begin, int64_t end, float *to) { rescore(b, begin, end, to); });
@@ -535,16 +523,14 @@ class Pipeline {
 
   void finish(const Block &b) const {
     alignas(64) float factors[kBlockRows];
-    for (int r = 0; r < b.rows.width; r += kLanes<float>) store(factors + r, b.weights.factor(r));
-    bool good = !b.weights.wild;
-    // A sink joins the sum.
-    for (int r = 0; r < b.rows.count && (p_.sinks || lse_ || kParts > 1); ++r) {
+    std::fill_n(factors, kBlockRows, 0.f);
+    bool good = true;
+    for (int r = 0; r < b.rows.count; ++r) {
       const int64_t h = b.rows.head[r], row = (b.rows.batch * p_.heads + h) * p_.queries;
-      float factor, lse;
-      normalise<float>(p_, b.weights, h, r, &factor, &lse);
+      float lse;
+      normalise<float>(p_, b.weights, h, r, factors + r, &lse);
       if (lse_) lse_[row + b.rows.query[r]] = lse;
-      if (kParts > 1) good &= lse < kInfinity<float>;
-      if (p_.sinks) factors[r] = factor > 0 ? 1 / (1 / factor + b.weights.missing(r)) : 0;
+      good &= lse < kInfinity<float>;
     }
     if (output_.data) {
       if (b.fresh) std::fill_n(b.output, shape_.width * b.rows.width, 0.f);
@@ -553,7 +539,7 @@ class Pipeline {
         for (int64_t e = 0; e < shape_.width; e += kTileRows) {
           write(b, r, e, load(factors + r), &probe);
         }
-        good &= (kParts == 1 && !b.masked) || !any(differ(probe, probe));
+        good &= !any(differ(probe, probe));
       }
     }
     spoilt_[b.index] = !good;
@@ -570,16 +556,12 @@ class Pipeline {
       *probe = fma(square[i], broadcast(0.f), *probe);
     }
     transpose_registers<float>(square);
-    const __mmask16 there = first16(p_.value_size - e);
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
       if (r + i >= b.rows.count) break;
       void *to = row_of(output_, p_.dtype, b.rows.batch, b.rows.head[r + i], b.rows.query[r + i]);
       const F row = square[i];
-      if (kParts == 1) {
-        const auto half = (__m256i)_mm512_cvtneps_pbh(row.v);
-        _mm256_mask_storeu_epi16(static_cast<uint16_t *>(to) + e, there, half);
-      } else if (p_.dtype == REGARD_FLOAT16) {
+      if (p_.dtype == REGARD_FLOAT16) {
         store_float16(static_cast<uint16_t *>(to) + e, row, p_.value_size - e);
       } else {
         store_partial(static_cast<float *>(to) + e, row, p_.value_size - e);
@@ -592,7 +574,6 @@ class Pipeline {
   float *lse_;
   Watcher *watcher_;
   bool good_ = true;
-  bool quick_;  // weights need no more than bfloat16
   Cut<float> cut_;
   PackedShape shape_;
   HeadPacker<kParts> packer_;

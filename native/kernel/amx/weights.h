@@ -78,13 +78,10 @@ REGARD_INLINE F whole(F x) {
 // The online softmax in two steps: first the pivots of a tile, from its scores alone; then its
 // weights, piece by piece.
 struct Weights : Softmax<float> {
-  float raised[kBlock<float>];   // pivots times unit: whole numbers, or -inf
-  float shift[kBlock<float>];    // to be added to unit * score
-  float rounded[kBlock<float>];  // `sum` of the upper parts
-  float lost[kBlock<float>];     // what `sum` has too much because it was rounded
-  bool exact = false;            // outputs are divided by `sum`, not by `rounded`
-  bool bounded = false;          // scores are known to be finite and small: pivots stay at 0
-  bool wild = false;             // some score that was taken for finite is not
+  float raised[kBlock<float>];  // pivots times unit: whole numbers, or -inf
+  float shift[kBlock<float>];   // to be added to unit * score
+  float lost[kBlock<float>];    // what `sum` has too much because it was rounded
+  bool bounded = false;         // scores are known to be finite and small: pivots stay at 0
 
   void reset(float score_unit, int width) {
     Softmax<float>::reset(score_unit, width);
@@ -92,26 +89,14 @@ struct Weights : Softmax<float> {
     std::fill_n(pivot, width, start);
     std::fill_n(raised, width, start);
     std::fill_n(shift, width, 0.f);
-    std::fill_n(rounded, width, 0.f);
     std::fill_n(lost, width, 0.f);
-    wild = false;
   }
 
-  // What the sums of values of rows r … r + 15 are multiplied by. An output is the mean of values
-  // by the weights that multiplied them: those of a single key make exactly that key's value.
-  F factor(int r) const {
-    const F zero = broadcast(0.f), total = load((exact ? sum : rounded) + r);
-    return select(differ(total, zero), broadcast(1.f) / total, zero);
-  }
-  // What rounding added to a row's sum.
-  float missing(int r) const { return exact ? 0 : rounded[r] - sum[r]; }
-
-  // The weights of a tile, and their upper parts, to the sums of rows r … r + 15 (after Kahan).
-  REGARD_INLINE void add(int r, F weights, F upper) {
+  // The weights of a tile to the sums of rows r … r + 15 (after Kahan).
+  REGARD_INLINE void add(int r, F weights) {
     const F before = load(sum + r), more = weights - load(lost + r), after = before + more;
     store(sum + r, after);
     store(lost + r, (after - before) - more);
-    store(rounded + r, load(rounded + r) + upper);
   }
 
   // Moves the pivots of rows whose largest scores have left them behind. Returns whether some row
@@ -130,7 +115,6 @@ struct Weights : Softmax<float> {
       store(shift + r, below);
       store(rescale + r, factor);
       store(sum + r, load(sum + r) * factor);
-      store(rounded + r, load(rounded + r) * factor);
       store(lost + r, load(lost + r) * factor);
       rises |= any(behind);
     }
@@ -138,9 +122,8 @@ struct Weights : Softmax<float> {
   }
 };
 
-// The second step, which other work interrupts: `run` makes a few weights at a time. kQuick: by
-// powers_of_steps(), where nobody asks for more than bfloat16.
-template <int kParts, bool kQuick>
+// The second step, which other work interrupts: `run` makes a few weights at a time.
+template <int kParts>
 class Weigher {
  public:
   Weigher() = default;
@@ -156,15 +139,12 @@ class Weigher {
         left_(pairs),
         width_(width),
         wide_(width > kLanes<float>),
-        bounded_(weights->bounded),
         unit_(broadcast(weights->unit)) {
     for (int i = 0; i < kVectors; ++i) {
       const int r = i * kLanes<float>;
-      even_[i] = odd_[i] = rounded_[i] = rounded_odd_[i] = broadcast(0.f);
+      even_[i] = odd_[i] = broadcast(0.f);
       shift_[i] = load(weights->shift + r);
-      if (kQuick) shift_[i] = shift_[i] + broadcast(kStepsBias);
     }
-    wild_ = _mm512_setzero_si512();
   }
 
   // Spreads what there is over so many calls of run().
@@ -180,11 +160,7 @@ class Weigher {
   REGARD_INLINE void finish() {
     if (!weights_) return;
     while (left_ > 0) step();
-    for (int i = 0; i < kVectors; ++i) {
-      const int r = i * kLanes<float>;
-      weights_->add(r, even_[i] + odd_[i], rounded_[i] + rounded_odd_[i]);
-    }
-    if (kQuick) weights_->wild |= any(_mm512_cmpgt_epu32_mask(wild_, _mm512_set1_epi32(0xffff)));
+    for (int i = 0; i < kVectors; ++i) weights_->add(i * kLanes<float>, even_[i] + odd_[i]);
   }
 
  private:
@@ -204,55 +180,15 @@ class Weigher {
   template <int kVector>
   REGARD_INLINE void make() {
     const int r = kVector * kLanes<float>;
-    const F even = fma(load(scores_ + r), unit_, shift_[kVector]);
-    const F odd = fma(load(scores_ + r + width_), unit_, shift_[kVector]);
-    if constexpr (kQuick) {
-      quick<kVector>(even, odd);
-    } else {
-      exact<kVector>(power_of_2<kParts>(even), power_of_2<kParts>(odd));
-    }
-  }
-
-  template <int kVector>
-  REGARD_INLINE void quick(F even, F odd) {
-    if (!bounded_) {
-      even = counted(even);
-      odd = counted(odd);
-    }
-    const __m512i pairs = powers_of_steps(_mm512_castps_si512(even.v), _mm512_castps_si512(odd.v));
-    _mm512_storeu_si512(to_ + kVector * kLanes<float>, pairs);
-    even_[kVector] = even_[kVector] + even_of(pairs);
-    odd_[kVector] = odd_[kVector] + odd_of(pairs);
-  }
-  // None below the first step, which makes 0. Remembers what cannot be counted, as NaN.
-  REGARD_INLINE F counted(F steps) {
-    constexpr int kFirstOrOthersDiffer = 0xf6;
-    const F from = broadcast(kStepsFrom);
-    steps = max(from, steps);
-    wild_ = _mm512_ternarylogic_epi32(wild_, _mm512_castps_si512(steps.v),
-                                      _mm512_castps_si512(from.v), kFirstOrOthersDiffer);
-    return steps;
-  }
-
-  template <int kVector>
-  REGARD_INLINE void exact(F even, F odd) {
-    const int r = kVector * kLanes<float>;
+    F even = power_of_2<kParts>(fma(load(scores_ + r), unit_, shift_[kVector]));
+    F odd = power_of_2<kParts>(fma(load(scores_ + r + width_), unit_, shift_[kVector]));
     even_[kVector] = even_[kVector] + even;
     odd_[kVector] = odd_[kVector] + odd;
     if (factors_) {
       even = even * load(factors_ + r);
       odd = odd * load(factors_ + r + width_);
     }
-    if constexpr (kParts > 1) {
-      split(even, odd, to_ + r);
-    } else if (factors_) {
-      _mm512_storeu_si512(to_ + r, pair_bfloat16(even, odd));
-    } else {
-      rounded_[kVector] = rounded_[kVector] + truncate(even);
-      rounded_odd_[kVector] = rounded_odd_[kVector] + truncate(odd);
-      _mm512_storeu_si512(to_ + r,
-                          upper_pairs(_mm512_castps_si512(even.v), _mm512_castps_si512(odd.v)));
-    }
+    split(even, odd, to_ + r);
   }
 
   // Upper parts are cut, which takes fewer instructions than to round them. What is left for the
@@ -276,11 +212,9 @@ class Weigher {
   uint32_t *to_ = nullptr;
   int64_t part_ = 0, left_ = 0, rate_ = 0, credit_ = 0;
   int width_ = 0;
-  bool wide_ = false, bounded_ = false;
+  bool wide_ = false;
   // Sums of these weights, and what is added to scores, for each vector of rows.
-  F unit_, even_[kVectors], odd_[kVectors], rounded_[kVectors], rounded_odd_[kVectors];
-  F shift_[kVectors];
-  __m512i wild_;
+  F unit_, even_[kVectors], odd_[kVectors], shift_[kVectors];
 };
 
 }  // namespace REGARD_NAMESPACE
