@@ -104,8 +104,9 @@ def test_hidden_nan_changes_no_bit(isa, dtype, queries):
     keep[:, ::7] = False
     clean = run(make(q, k, v, mask=keep))
     k[..., ::7, :], v[..., ::14, :], v[..., 7::14, 5] = np.nan, np.nan, -np.inf
-    # The matrix unit does spoilt rows again by another way.
-    tolerance = 0.02 if isa == "amx" and dtype == "bfloat16" and queries > 8 else 0
+    # Spoilt rows are done again in float32.
+    narrow = isa in ("amx", "avx512bf16") and dtype == "bfloat16"
+    tolerance = 0.02 if narrow and queries > 8 else 0
     for found, expected in zip(run(make(q, k, v, mask=keep)), clean, strict=True):
         np.testing.assert_allclose(
             found.astype(float), expected.astype(float), rtol=tolerance, atol=tolerance / 10

@@ -60,10 +60,7 @@ int matrix_backward(const regard_problem &p, const regard_gradients &gradients) 
   if (status != REGARD_OK) return status;
   if (kernel.spoilt()) return avx512_kernels.backward(p, gradients);
   // Gradients of other biases and of sinks are left to AVX-512.
-  regard_gradients rest = gradients;
-  rest.d_query.data = rest.d_key.data = rest.d_value.data = nullptr;
-  if (by_distance(rest.d_bias)) rest.d_bias.data = nullptr;
-  return avx512_kernels.backward(p, rest);
+  return avx512_kernels.backward(p, but_for_arrays(gradients));
 }
 int backward_or_avx512(const regard_problem &p, const regard_gradients &gradients) {
   if (is_additive(p) || !backward_pays(p)) return avx512_kernels.backward(p, gradients);

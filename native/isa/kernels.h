@@ -30,6 +30,7 @@ extern const Kernels baseline_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels avx512bf16_kernels;
 extern const Kernels amx_kernels;
 
 // One block of rows alone, the index-th where a block has at most `rows` rows (at most 64), for

@@ -123,6 +123,14 @@ int backward_of(const regard_problem &p, const regard_gradients &g) {
   return status;
 }
 
+// What is left of all gradients once those of queries, keys, values and of a bias by distance have
+// been made.
+inline regard_gradients but_for_arrays(regard_gradients g) {
+  g.d_query.data = g.d_key.data = g.d_value.data = nullptr;
+  if (by_distance(g.d_bias)) g.d_bias.data = nullptr;
+  return g;
+}
+
 inline int backward(const regard_problem &p, const regard_gradients &g) {
   return p.dtype == REGARD_FLOAT64 ? backward_of<double>(p, g) : backward_of<float>(p, g);
 }

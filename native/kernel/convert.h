@@ -204,6 +204,8 @@ template <class S>
 struct Operand {
   const S *data;
   int64_t stride;
+
+  Operand from(int64_t row) const { return {data + row * stride, stride}; }
 };
 
 // Asks for a row that will be read soon. Where there is no such row it does no harm.

@@ -183,21 +183,20 @@ class Forward {
     const View view = s.block.sight.look(&begin, &end);
     s.masked |= view != View::kAll;
     if (view == View::kNone) return;
-    const Rows<T> &rows = s.block.rows;
     const int64_t count = end - begin;
     if (s.kept) s.spans[s.span_count++] = {begin, count};
+    if (s.factors) s.dropout.fill(begin, count, s.factors);
     const bool rescale = close(s, view) ? take_group(s, begin, count) : take(s, view, begin, count);
     if (!output_.data) return;
 
     if (rescale && !s.fresh) rescale_rows(s);
-    if (p_.dropout > 0) {
-      s.dropout.fill(begin, count, s.factors);
-      for (int64_t i = 0; i < count * rows.width; i += kLanes<T>) {
-        store(s.scores + i, load(s.scores + i) * load(s.factors + i));
-      }
-    }
     add_values(s, view, begin, count);
     s.fresh = false;
+  }
+
+  // Whether weights and values of a tile go into pairs.
+  bool paired(const State &s) const {
+    return RowBlock::kPairs && s.block.rows.count > kStepRows && !s.wary.on;
   }
 
   // Scores of a tile become weights. Returns whether some row must be rescaled.
@@ -206,7 +205,15 @@ class Forward {
     T *scores = s.kept ? s.kept + begin * s.width : s.scores;
     s.block.scores(begin, begin + count, s.keys, scores);
     if (view == View::kSome) s.block.sight.hide(count, scores);
-    return s.softmax.take(scores, s.scores, count, s.width);
+    if constexpr (RowBlock::kPairs) {
+      const typename RowBlock::Weights pairs{s.scores, s.factors, s.width};
+      if (paired(s)) return s.softmax.take(scores, count, s.width, pairs);
+    }
+    const bool rescale = s.softmax.take(scores, count, s.width, PlainWeights<T>{s.scores, s.width});
+    for (int64_t i = 0; s.factors && i < count * s.width; i += kLanes<T>) {
+      store(s.scores + i, load(s.scores + i) * load(s.factors + i));
+    }
+    return rescale;
   }
 
   // Of very few rows the scores of several keys share a vector, if nothing but products is in them.
@@ -240,6 +247,12 @@ class Forward {
     const Rows<T> &rows = s.block.rows;
     const int64_t head = rows.head[0] / (p_.heads / p_.value_heads);
     const regard_array value = array_at(p_, p_.value, rows.batch, begin);
+    if constexpr (RowBlock::kPairs) {
+      if (paired(s)) {
+        const auto pairs = s.block.pair_values(value, head, begin, count, s.values);
+        return add<0>(s, pairs, 0, (count + 1) / 2);
+      }
+    }
     if (rows.count <= kStepRows && !s.wary.on && p_.value_size == width_) {
       if constexpr (std::is_same_v<T, float>) {
         if (p_.dtype == REGARD_FLOAT16) {

@@ -5,10 +5,11 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
-template <class T>
+// `RowBlock` makes scores, as Block does, and says how rows are packed for a product.
+template <class T, class RowBlock = Block<T>>
 class GradientBlock {
  public:
-  Block<T> block;
+  RowBlock block;
 
   // `scores`: gradients of scores are wanted, not the weights alone.
   void allocate(const regard_problem &p, const regard_gradients &g, bool scores, Scratch &scratch) {
@@ -30,7 +31,7 @@ class GradientBlock {
     block.set();
     if (p.dropout > 0) dropout_.set(p, rows);
     if (d_output_) {
-      pack_rows(rows, gradients_->d_output, p.dtype, p.value_size, T(1), staging_, d_output_);
+      RowBlock::pack(p, rows, gradients_->d_output, p.value_size, T(1), staging_, d_output_);
     }
     const T *lse = static_cast<const T *>(gradients_->lse);
     for (int r = 0; r < rows.width; ++r) {
@@ -53,8 +54,10 @@ class GradientBlock {
     T *slope = d_scores && before_cap ? slope_ : nullptr;
     block.scores(keys, begin, end, weights, slope);
     if (d_scores) {
-      product<T, Left::kRows>(values.data, values.stride, d_output_, width, d_scores, width, count,
-                              width / kLanes<T>, p.value_size, false);
+      using Packed = typename RowBlock::Packed;
+      product<T, Left::kRows>(values.data, values.stride,
+                              reinterpret_cast<const Packed *>(d_output_), width, d_scores, width,
+                              count, width / kLanes<T>, RowBlock::depth(p.value_size), false);
     }
     if (p.dropout > 0) dropout_.fill(begin, count, factors_);
     for (int r = 0; r < width; r += kLanes<T>) {
@@ -105,7 +108,7 @@ class GradientBlock {
   const regard_problem *problem_ = nullptr;
   const regard_gradients *gradients_ = nullptr;
   Dropout<T> dropout_;
-  T *d_output_ = nullptr;  // [value_size][width]
+  T *d_output_ = nullptr;  // packed
   T *staging_ = nullptr, *factors_ = nullptr, *slope_ = nullptr;
   T shift_[kBlock<T>], delta_[kBlock<T>];
 };

@@ -1,5 +1,5 @@
 // The one matrix product: c[i][j] (+)= sum_k a(i, k) * b[k][j]. The elements of b may be of another
-// type S than T, and are converted as they are read.
+// type S than T, and are converted as they are read; S may also say how elements are multiplied.
 #ifndef REGARD_KERNEL_PRODUCT_H
 #define REGARD_KERNEL_PRODUCT_H
 
@@ -8,6 +8,12 @@ namespace REGARD_NAMESPACE {
 
 // How the left side lies: a(i, k) = a[i * stride + k], or, across, a[k * stride + i].
 enum class Left { kRows, kAcross };
+
+// sum + a * b
+template <class S, class T>
+REGARD_INLINE Vec<T> add_product(S, Vec<T> a, Vec<T> b, Vec<T> sum) {
+  return fma(a, b, sum);
+}
 
 // A tile of M rows and N vectors, held in registers: elements of a are broadcast, rows of b are
 // loaded as they lie.
@@ -34,7 +40,7 @@ REGARD_NOINLINE void product_tile(const T *a, int64_t a_stride, const S *b, int6
     for (int i = 0; i < M; ++i) {
       const Vec<T> x = broadcast<T>(kLeft == Left::kRows ? a[i * a_stride] : a[i]);
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) sum[i][j] = fma(x, row[j], sum[i][j]);
+      for (int j = 0; j < N; ++j) sum[i][j] = add_product(S(), x, row[j], sum[i][j]);
     }
     a += kLeft == Left::kRows ? 1 : a_stride;
     b += b_stride;

@@ -5,6 +5,22 @@
 namespace regard {
 namespace REGARD_NAMESPACE {
 
+// Weights [key][width] as they are.
+template <class T>
+struct PlainWeights {
+  T *to;
+  int width;
+
+  REGARD_INLINE void put(int64_t j, int r, Vec<T> weight) const {
+    store(to + j * width + r, weight);
+  }
+  // Of keys j and j + 1.
+  REGARD_INLINE void put(int64_t j, int r, Vec<T> weight, Vec<T> next) const {
+    put(j, r, weight);
+    put(j + 1, r, next);
+  }
+};
+
 template <class T>
 struct Softmax {
   T unit;                // scores times unit are powers of 2
@@ -21,12 +37,13 @@ struct Softmax {
     }
   }
 
-  // Weights of scores [keys][width], not normalised, into `to`, which may be `scores`. Returns
-  // whether some row must be rescaled.
-  bool take(const T *scores, T *to, int64_t keys, int width) {
+  // Weights of scores [keys][width], not normalised, are put into `to`, whose memory may be that of
+  // the scores. Returns whether some row must be rescaled.
+  template <class To>
+  bool take(const T *scores, int64_t keys, int width, To to) {
     bool rescaled = false;
     for (int r = 0; r < width; r += kLanes<T>) {
-      rescaled |= take_lanes(scores + r, to + r, keys, width, r);
+      rescaled |= take_lanes(scores + r, keys, width, r, to);
     }
     return rescaled;
   }
@@ -99,25 +116,25 @@ struct Softmax {
     return {any(rises), shift, factor};
   }
 
-  REGARD_INLINE bool take_lanes(const T *scores, T *to, int64_t keys, int width, int r) {
+  template <class To>
+  REGARD_INLINE bool take_lanes(const T *scores, int64_t keys, int width, int r, To to) {
     const Vec<T> zero = broadcast<T>(0), u = broadcast(unit);
     const Rise risen = rise(largest(scores, keys, width), r);
     int64_t j = 0;
     Vec<T> total[2] = {zero, zero};
     for (; j + 2 <= keys; j += 2) {
+      Vec<T> weight[2];
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
-        const int64_t at = (j + i) * width;
-        const Vec<T> weight = exp2(fma(load(scores + at), u, risen.shift));
-        total[i] = total[i] + weight;
-        store(to + at, weight);
+        weight[i] = exp2(fma(load(scores + (j + i) * width), u, risen.shift));
+        total[i] = total[i] + weight[i];
       }
+      to.put(j, r, weight[0], weight[1]);
     }
     if (j < keys) {
-      const int64_t at = j * width;
-      const Vec<T> weight = exp2(fma(load(scores + at), u, risen.shift));
+      const Vec<T> weight = exp2(fma(load(scores + j * width), u, risen.shift));
       total[0] = total[0] + weight;
-      store(to + at, weight);
+      to.put(j, r, weight);
     }
 
     store(sum + r, fma(load(sum + r), risen.factor, total[0] + total[1]));

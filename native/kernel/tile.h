@@ -19,9 +19,25 @@ inline T score_unit(const regard_problem &p) {
   return static_cast<T>(scaled ? fabs(p.scale) * kLog2e : kLog2e);
 }
 
+// Products [key][row] of keys with packed queries [depth][row], whose elements may be of a type S
+// that says how they are multiplied.
+template <class T, class S>
+inline void packed_products(Operand<T> keys, const S *queries, int64_t depth, int64_t count,
+                            const Rows<T> &rows, T *to) {
+  const int64_t step = rows.count <= kStepRows ? kStepKeys : count;
+  for (int64_t j = 0; j < count; j += step) {
+    for (int64_t i = j; step < count && i < j + step; ++i) prefetch_row(keys, i + step, depth);
+    product<T, Left::kRows>(keys.data + j * keys.stride, keys.stride, queries, rows.width,
+                            to + j * rows.width, rows.width, std::min(step, count - j),
+                            rows.width / kLanes<T>, depth, false);
+  }
+}
+
 template <class T>
 class Block {
  public:
+  static constexpr bool kPairs = false;  // whether weights and values go into pairs of keys
+  using Packed = T;                      // elements of packed rows
   Rows<T> rows;
   Sight<T> sight;
   Additive<T> additive;  // if scores are not dot products
@@ -47,10 +63,18 @@ class Block {
     } else if (few()) {
       widen_rows(rows, p.query, p.dtype, p.head_size, factor, queries_);
     } else {
-      pack_rows(rows, p.query, p.dtype, p.head_size, factor, staging_, queries_);
+      pack(p, rows, p.query, p.head_size, factor, staging_, queries_);
     }
     sight.set(rows);
   }
+
+  // Rows of an array, times `factor`, for the right side of a product: to[element][row].
+  static void pack(const regard_problem &p, const Rows<T> &rows, const regard_array &a,
+                   int64_t size, T factor, T *staging, T *to) {
+    pack_rows(rows, a, p.dtype, size, factor, staging, to);
+  }
+  // Of such a product.
+  static int64_t depth(int64_t size) { return size; }
 
   // Scores of keys [begin, end), whose rows are given; hidden ones not yet hidden. `slope`, if not
   // null, gets the derivative of the soft cap.
@@ -60,15 +84,7 @@ class Block {
     } else if (few()) {
       few_products(keys, end - begin, rows.width, to);
     } else {
-      const int64_t count = end - begin, step = rows.count <= kStepRows ? kStepKeys : count;
-      for (int64_t j = 0; j < count; j += step) {
-        for (int64_t i = j; step < count && i < j + step; ++i) {
-          prefetch_row(keys, i + step, problem_->head_size);
-        }
-        product<T, Left::kRows>(keys.data + j * keys.stride, keys.stride, queries_, rows.width,
-                                to + j * rows.width, rows.width, std::min(step, count - j),
-                                rows.width / kLanes<T>, problem_->head_size, false);
-      }
+      packed_products(keys, queries_, problem_->head_size, end - begin, rows, to);
     }
     adjust(*problem_, rows, begin, end, to, slope);
   }

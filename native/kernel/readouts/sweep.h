@@ -9,10 +9,10 @@ namespace REGARD_NAMESPACE {
 
 // `Scorer` makes scores of a block of rows, as Block does; with a forward, that has made them, and
 // the log-sum-exps too.
-template <class T, class Scorer>
+template <class T, class Scorer, class Before = Forward<T>>
 class Sweep {
  public:
-  Sweep(const regard_problem &p, const T *lse, const Request &q, const Forward<T> *forward)
+  Sweep(const regard_problem &p, const T *lse, const Request &q, const Before *forward)
       : p_(p),
         q_(q),
         lse_(lse),
@@ -42,7 +42,7 @@ class Sweep {
   // What one piece needs while tiles go by.
   struct State {
     Scorer scorer;
-    typename Forward<T>::State forward;
+    typename Before::State forward;
     Readers<T> readers;
     T *values, *keys, *largest;
 
@@ -98,7 +98,7 @@ class Sweep {
     s.readers.finish_top(rows);
   }
 
-  static Tile<T> kept(const typename Forward<T>::State &f, int64_t t) {
+  static Tile<T> kept(const typename Before::State &f, int64_t t) {
     const auto [begin, count] = f.spans[t];
     return {f.block.rows, begin, count, f.kept + begin * f.block.rows.width};
   }
@@ -132,7 +132,7 @@ class Sweep {
   const regard_problem &p_;
   const Request &q_;
   const T *lse_;
-  const Forward<T> *forward_;          // or null
+  const Before *forward_;              // or null
   int64_t vectors_, blocks_, pieces_;  // of a head's queries
   Gathered<T> gathered_;
 };
@@ -150,12 +150,12 @@ inline int similarity(const regard_problem &p, const T *lse, const Request &q) {
   return q.products ? Similarity<T>(p, lse, static_cast<T *>(q.products)).run() : REGARD_OK;
 }
 
-template <class T, class Scorer>
+template <class T, class Scorer, class Before = Forward<T>>
 inline int sweep(const regard_problem &p, const T *lse, const Request &q,
-                 const Forward<T> *forward = nullptr) {
+                 const Before *forward = nullptr) {
   if (p.batch == 0 || p.heads == 0) return REGARD_OK;
   if (forward || sweeps(q)) {
-    const int status = Sweep<T, Scorer>(p, lse, q, forward).run();
+    const int status = Sweep<T, Scorer, Before>(p, lse, q, forward).run();
     if (status != REGARD_OK) return status;
   }
   return similarity(p, lse, q);
@@ -164,17 +164,17 @@ inline int sweep(const regard_problem &p, const T *lse, const Request &q,
 // Scores of a block of rows that the forward keeps for read-outs take so much memory at most.
 constexpr int64_t kKept = int64_t{64} << 20;
 
-template <class T>
+template <class T, class RowBlock = Block<T>>
 inline int read_out(const regard_problem &p, const regard_array &output, void *lse,
                     const Request &q) {
   const T *known = static_cast<const T *>(lse);
   const bool empty = p.batch == 0 || p.heads == 0 || p.queries == 0;
-  if (!output.data || empty) return sweep<T, Block<T>>(p, known, q);
-  const Forward<T> together(p, output, lse);
+  if (!output.data || empty) return sweep<T, RowBlock>(p, known, q);
+  Forward<T, RowBlock> forward(p, output, lse);
   const bool fits = kBlock<T> * p.keys * int64_t{sizeof(T)} <= kKept;
-  if (together.whole() && fits && sweeps(q)) return sweep<T, Block<T>>(p, known, q, &together);
-  const int status = forward(p, output, lse);
-  return status == REGARD_OK ? sweep<T, Block<T>>(p, known, q) : status;
+  if (forward.whole() && fits && sweeps(q)) return sweep<T, RowBlock>(p, known, q, &forward);
+  const int status = forward.run();
+  return status == REGARD_OK ? sweep<T, RowBlock>(p, known, q) : status;
 }
 
 inline int readouts(const regard_problem &p, const regard_array &output, void *lse,
