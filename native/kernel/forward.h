@@ -82,8 +82,9 @@ class Forward {
     Wary<T> wary;
     bool fresh;   // nothing is in `output` yet
     bool masked;  // some row could not see some key
-    // Final scores [key][row] of all tiles and what these were, if they are to be kept.
-    T *kept = nullptr;
+    // Final scores [key][row] of all tiles, what these were, and the largest score of each row in
+    // each [tile][row], if they are to be kept.
+    T *kept = nullptr, *largest;
     Span *spans;
     int64_t span_count;
   };
@@ -104,6 +105,7 @@ class Forward {
     if (!keep) return;
     s.kept = scratch.take<T>(kBlock<T> * p_.keys);
     s.spans = scratch.take<Span>(p_.keys / kTile<T> + 1);
+    s.largest = scratch.take<T>((p_.keys / kTile<T> + 1) * kBlock<T>);
   }
 
   // Outputs and log-sum-exps of s.block.rows.
@@ -184,9 +186,13 @@ class Forward {
     s.masked |= view != View::kAll;
     if (view == View::kNone) return;
     const int64_t count = end - begin;
-    if (s.kept) s.spans[s.span_count++] = {begin, count};
     if (s.factors) s.dropout.fill(begin, count, s.factors);
     const bool rescale = close(s, view) ? take_group(s, begin, count) : take(s, view, begin, count);
+    if (s.kept) {
+      std::copy_n(s.softmax.most, s.block.rows.width,
+                  s.largest + s.span_count * s.block.rows.width);
+      s.spans[s.span_count++] = {begin, count};
+    }
     if (!output_.data) return;
 
     if (rescale && !s.fresh) rescale_rows(s);

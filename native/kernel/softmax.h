@@ -27,6 +27,7 @@ struct Softmax {
   T pivot[kBlock<T>];    // near the largest score so far
   T sum[kBlock<T>];      // of 2^(unit * (score - pivot))
   T rescale[kBlock<T>];  // what the last tile's move of the pivot makes of what was summed before
+  T most[kBlock<T>];     // the largest score of the last tile
 
   void reset(T score_unit, int width) {
     unit = score_unit;
@@ -103,14 +104,15 @@ struct Softmax {
   };
 
   // Moves the pivots of the rows from r on, if their largest scores have left them behind.
-  REGARD_INLINE Rise rise(Vec<T> most, int r) {
+  REGARD_INLINE Rise rise(Vec<T> largest, int r) {
     const Vec<T> lowest = broadcast(-kInfinity<T>), zero = broadcast<T>(0), u = broadcast(unit);
     const Vec<T> old = load(pivot + r);
-    const auto rises = less(fma(old, u, broadcast(kSlack)), most * u);
-    const Vec<T> now = select(rises, most, old);
+    const auto rises = less(fma(old, u, broadcast(kSlack)), largest * u);
+    const Vec<T> now = select(rises, largest, old);
     // A row that has seen nothing keeps weights 2^(-inf - 0) = 0.
     const Vec<T> shift = zero - select(differ(now, lowest), now, zero) * u;
     const Vec<T> factor = select(rises, exp2(fma(old, u, shift)), broadcast<T>(1));
+    store(most + r, largest);
     store(rescale + r, factor);
     store(pivot + r, now);
     return {any(rises), shift, factor};

@@ -19,8 +19,9 @@ class Mass {
   }
 
   bool touches(int64_t begin, int64_t count) const {
-    const int32_t *group = groups_ + begin;
-    return std::any_of(group, group + count, [](int32_t g) { return g >= 0; });
+    int32_t most = -1;
+    for (int64_t j = begin; j < begin + count; ++j) most = std::max(most, groups_[j]);
+    return most >= 0;
   }
 
   // Neighbours of one group go together.

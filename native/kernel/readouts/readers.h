@@ -52,13 +52,20 @@ struct Readers {
     if (q_.received) columns.look(tile);
     if (q_.top_query_weights) queries.look(tile);
 
-    const bool of_weights = mass.wanted() || offsets.wanted() || bins.wanted() || edges.wanted() ||
-                            q_.received || pooled.wanted();
-    if (!of_weights && !sums.wanted()) return;
-    sums.take(tile);
-    if (mass.wanted()) mass.take(tile);
-    if (offsets.wanted()) offsets.take(tile);
-    if (bins.wanted()) bins.take(tile);
+    const bool by_tile = edges.wanted() || q_.received || pooled.wanted();
+    const bool masses = mass.wanted() && mass.touches(tile.begin, tile.count);
+    const bool near = offsets.wanted() && offsets.touches(tile.rows, tile.begin, tile.count);
+    // Sums are enough for a tile that lies in one bin.
+    const int bin = bins.wanted() ? bins.common(tile.begin, tile.count) : -1;
+    const bool summed = bin >= 0 && sums.wanted();
+    const bool spread = bins.wanted() && !summed;
+    const bool needed = by_tile || masses || near || spread;
+    if (!needed && !sums.wanted()) return;
+    sums.take(tile, needed || sums.touches(tile.rows, tile.begin, tile.count));
+    if (masses) mass.take(tile);
+    if (near) offsets.take(tile);
+    if (spread) bins.take(tile);
+    if (summed) bins.add(bin, sums.last().sum, tile.rows.width);
     if (edges.wanted()) edges.take(tile);
     if (q_.received) columns.take(tile);
     if (pooled.wanted()) pooled.take(tile);

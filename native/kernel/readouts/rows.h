@@ -39,17 +39,28 @@ class RowSums {
     return lanes[0];
   }
 
-  // Scores become weights.
-  void take(const Tile<T> &tile) {
+  // Scores become weights, which are left in the tile if they are `needed`.
+  void take(const Tile<T> &tile, bool needed) {
     const int width = tile.rows.width;
     for (int r = 0; r < width; r += kLanes<T>) {
-      if (sums_) {
-        take_lanes<true>(tile.values, tile.count, width, r);
+      if (!sums_) {
+        take_lanes<false, true>(tile.values, tile.count, width, r);
+      } else if (needed) {
+        take_lanes<true, true>(tile.values, tile.count, width, r);
       } else {
-        take_lanes<false>(tile.values, tile.count, width, r);
+        take_lanes<true, false>(tile.values, tile.count, width, r);
       }
     }
     if (sums_) add(tile.rows, tile.begin, tile.count, last_, [&] { return tile; });
+  }
+  // Of the last tile.
+  const TileSums<T> &last() const { return last_; }
+
+  // Whether add() will ask for the weights of a tile.
+  bool touches(const Rows<T> &rows, int64_t begin, int64_t count) const {
+    const int64_t first = rows.query[0] + q_.distance_offset;
+    const int64_t last = rows.query[rows.count - 1] + q_.distance_offset;
+    return q_.distance && begin < last && first < begin + count;
   }
 
   // What a tile of weights adds to the sums of its rows, in double. `weights()`: the tile itself,
@@ -63,11 +74,9 @@ class RowSums {
       squares_[r] += tile.squares[r];
     }
     if (!q_.distance) return;
-    const int64_t first = rows.query[0] + q_.distance_offset;
-    const int64_t last = rows.query[rows.count - 1] + q_.distance_offset;
+    if (touches(rows, begin, count)) return add_near(weights());
     const int64_t end = begin + count;
-    if (begin < last && first < end) return add_near(weights());
-    const double sign = begin >= last ? 1 : -1;
+    const double sign = begin >= rows.query[rows.count - 1] + q_.distance_offset ? 1 : -1;
     for (int r = 0; r < rows.width; ++r) {
       // The j-th of n keys is counted n - j times in `behind`: n sum - behind is the sum of p j.
       const double from = static_cast<double>(end - rows.query[r] - q_.distance_offset);
@@ -107,7 +116,7 @@ class RowSums {
     return sum_[r] + std::exp(sink - lse_[row_index(p_, rows, r)]);
   }
 
-  template <bool kSums>
+  template <bool kSums, bool kStore>
   REGARD_INLINE void take_lanes(T *values, int64_t keys, int width, int r) {
     const Vec<T> unit = broadcast(unit_), shift = load(shift_ + r), zero = broadcast<T>(0);
     // A weight that is 0 has no logarithm: 0 * kLeast is 0 all the same.
@@ -116,7 +125,7 @@ class RowSums {
     for (int64_t j = 0; j < keys; ++j) {
       T *at = values + j * width + r;
       const Vec<T> power = fma(load(at), unit, shift), weight = exp2(power);
-      store(at, weight);
+      if constexpr (kStore) store(at, weight);
       if constexpr (kSums) {
         sum = sum + weight;
         behind = behind + sum;

@@ -101,7 +101,7 @@ class Similarity {
       if (view == View::kSome) s.block.sight.hide(end - begin, to);
       RowSums<T> sums(p_, lse_, kNothing);
       sums.start(rows);
-      sums.take({rows, begin, end - begin, to});
+      sums.take({rows, begin, end - begin, to}, true);
       for (int64_t j = 0; rows.count < width && j < end - begin; ++j) {
         std::fill(to + j * width + rows.count, to + (j + 1) * width, T(0));
       }

@@ -44,7 +44,7 @@ class Sweep {
     Scorer scorer;
     typename Before::State forward;
     Readers<T> readers;
-    T *values, *keys, *largest;
+    T *values, *keys;
 
     State(const Sweep &sweep, Scratch &scratch)
         : readers(sweep.p_, sweep.lse_, sweep.q_, scratch),
@@ -52,7 +52,6 @@ class Sweep {
           keys(scratch.take<T>(kTile<T> * padded<T>(sweep.p_.head_size))) {
       if (sweep.forward_) {
         sweep.forward_->allocate(forward, true, scratch);
-        largest = scratch.take<T>((sweep.p_.keys / kTile<T> + 1) * kBlock<T>);
       } else {
         scorer.allocate(sweep.p_, scratch);
       }
@@ -103,20 +102,11 @@ class Sweep {
     return {f.block.rows, begin, count, f.kept + begin * f.block.rows.width};
   }
 
-  // The largest scores of all tiles, while none of them has become weights.
+  // The largest scores of all tiles are known before any of them is looked at.
   void look_ahead(State &s, const Rows<T> &rows) const {
-    RowSums<T> &sums = s.readers.sums;
-    TopKeys<T> &top = s.readers.top;
-    if (!top.wanted() && !sums.largest()) return;
-    const int64_t tiles = s.forward.span_count;
-    std::fill_n(s.largest, tiles * rows.width, -kInfinity<T>);
-    for (int64_t t = 0; t < tiles; ++t) {
-      const Tile<T> tile = kept(s.forward, t);
-      raise_keys(tile.values, tile.count, rows.width, s.largest + t * rows.width);
-    }
-    const Tile<T> largest = {rows, 0, tiles, s.largest};
-    if (sums.largest()) sums.look(largest);
-    if (top.wanted()) top.expect(largest);
+    const Tile<T> largest = {rows, 0, s.forward.span_count, s.forward.largest};
+    if (s.readers.sums.largest()) s.readers.sums.look(largest);
+    if (s.readers.top.wanted()) s.readers.top.expect(largest);
   }
 
   void tile(State &s, int64_t begin, int64_t end) const {
