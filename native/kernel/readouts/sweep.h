@@ -19,7 +19,8 @@ class Sweep {
         forward_(forward),
         vectors_(padded<T>(p.queries) / kLanes<T>),
         gathered_(p, q) {
-    blocks_ = (padded<T>(p.queries) + kBlock<T> - 1) / kBlock<T>;
+    const int64_t rows = forward ? forward->rows() : kBlock<T>;
+    blocks_ = (padded<T>(p.queries) + rows - 1) / rows;
     pieces_ = std::max<int64_t>(1, std::min(gathered_.best_pieces(), blocks_));
   }
 
