@@ -5,7 +5,7 @@
 PyTorch's plain expression, and Keras's layer as a graph, compiled by XLA or not. Queries and keys
 are projected already; gradients of queries, keys, values and v. PYTHON has TensorFlow and Keras,
 which run in a process of their own; the processes take turns. Shapes are (B, H, Lq, Lk, A), values
-are of size A. Writes benchmarks/results/additive.json.
+are of size A. Writes benchmarks/results/ISA/additive.json.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_backward.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
-Each case with one thread, and with all. Writes benchmarks/results/backward.json.
+Each case with one thread, and with all. Writes benchmarks/results/ISA/backward.json.
 """
 
 from __future__ import annotations

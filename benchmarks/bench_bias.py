@@ -5,7 +5,7 @@
 "regard" is attention without a bias, so that ratios are what a bias costs. In the backward the
 weight of T5's bias gets its gradient; ALiBi's slopes are fixed, as models have them. "array" is
 ALiBi's bias as an array (H, Lq, Lk) that is there already, "torch" PyTorch's fused attention with
-it. Writes benchmarks/results/bias.json.
+it. Writes benchmarks/results/ISA/bias.json.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Random weights; sentences of 12 to 24 tokens become sequences of exactly 24, since nobody may end
 one. "uncached" is the same model, to which each step is given the whole sequence so far; "marian" a
-MarianMTModel of the same size, with its own cache. Writes benchmarks/results/decoding.json.
+MarianMTModel of the same size, with its own cache. Writes benchmarks/results/ISA/decoding.json.
 """
 
 from __future__ import annotations

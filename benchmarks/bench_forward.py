@@ -6,7 +6,7 @@ Each case with one thread, and with all. "limit" is what bounds the case, measur
 (probe.py): the useful multiplications of float32 in registers; in bfloat16 on the matrix unit both
 products and the exponentials on packed operands in the caches; for one query, reading the very keys
 and values. So its ratio is the share of the limit that is reached. Writes
-benchmarks/results/forward.json.
+benchmarks/results/ISA/forward.json.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def limited(query: Tensor, key: Tensor, value: Tensor, option: str) -> tuple[str
     if queries == 1:
         return "reading keys and values", limits.read([key, value])
     if query.dtype == torch.bfloat16 and (fused := limits.fused(pairs, size)):
-        return "products and exponentials in the caches", fused
+        return "products of bfloat16 and exponentials", fused
     return "float32 multiply-adds in registers", limits.fma(operations)
 
 

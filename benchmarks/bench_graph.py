@@ -4,7 +4,7 @@
 
 100,000 nodes, 2,000,000 edges at random, 8 heads of 16: forward + backward, and the memory that it
 adds, each in a process of its own. TransformerConv takes dot products, GATv2Conv additive scores
-with leaky ReLU, whose keys are their values. Writes benchmarks/results/graph.json.
+with leaky ReLU, whose keys are their values. Writes benchmarks/results/ISA/graph.json.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_jax.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
-Writes benchmarks/results/jax.json. The smallest case shows what a call costs by itself; "empty" is
-a jitted function that adds two such arrays.
+Writes benchmarks/results/ISA/jax.json. The smallest case shows what a call costs by itself; "empty"
+is a jitted function that adds two such arrays.
 """
 
 from __future__ import annotations

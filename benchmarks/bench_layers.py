@@ -4,7 +4,7 @@
 
 The same model, parameters and tokens; only what the layers do between their projections differs.
 Sentences are short, as in translation: a call's overhead counts as much as its arithmetic. Writes
-benchmarks/results/layers.json.
+benchmarks/results/ISA/layers.json.
 """
 
 from __future__ import annotations

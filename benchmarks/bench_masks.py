@@ -3,7 +3,7 @@
     python benchmarks/bench_masks.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
 Beside PyTorch's fused attention with the dense mask, and its compiled FlexAttention. Writes
-benchmarks/results/masks.json.
+benchmarks/results/ISA/masks.json.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Growth of the process's peak, each measurement in a process of its own, after a small call of the
 same kind. What is measured includes the result (forward: the output; backward: three gradients, the
-output and the log-sum-exp), which the rows tell apart. Writes benchmarks/results/memory.json.
+output and the log-sum-exp), which the rows tell apart. Writes benchmarks/results/ISA/memory.json.
 """
 
 from __future__ import annotations

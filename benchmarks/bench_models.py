@@ -2,7 +2,7 @@
 
     python benchmarks/bench_models.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
-Random weights of BERT-base's and GPT-2's size, batch 1. Writes benchmarks/results/models.json.
+Random weights of BERT-base's and GPT-2's size, batch 1. Writes benchmarks/results/ISA/models.json.
 """
 
 from __future__ import annotations

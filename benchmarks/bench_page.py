@@ -4,7 +4,7 @@
 
 Two pages: a small real model that reads 400 tokens, and a made-up recording of 32 layers × 32 heads
 on 8,192 tokens; or those that are named. Each is opened from its file in headless Chromium, three
-times. Writes benchmarks/results/page.json.
+times. Writes benchmarks/results/ISA/page.json.
 
 paint: from opening to the first paint with content. drawn: to the first picture of map, text and
 head. click: from a click on a head, or on a word, until the frame after everything is drawn again;

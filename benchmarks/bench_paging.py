@@ -3,7 +3,7 @@
     python benchmarks/bench_paging.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
 "regard" is attention on keys and values in one piece, so that ratios are what pages cost. "gather"
-copies the pages into one piece and attends to that. Writes benchmarks/results/paging.json.
+copies the pages into one piece and attends to that. Writes benchmarks/results/ISA/paging.json.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python benchmarks/bench_peaks.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
 Each peak with one thread, and with all: work a second, in thousand millions. Writes
-benchmarks/results/peaks.json.
+benchmarks/results/ISA/peaks.json.
 """
 
 from __future__ import annotations

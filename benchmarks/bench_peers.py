@@ -6,7 +6,8 @@
 Each peer (peers.py) has a process of its own, since several pools of threads in one get in one
 another's way; --python names another interpreter for some of them. They take turns, in rounds; who
 has none waits until whoever had the last one has come to rest. A peer that is absent, or cannot
-compute a case, is said so. Writes benchmarks/results/peers.json, and docs/peers.svg from it.
+compute a case, is said so. Writes benchmarks/results/ISA/peers.json, and docs/peers-ISA.svg from
+it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from chart import bars
 from harness import measure, measured, record, summary
 from peers import PEERS
 
+from regard.kernels import native
+
 SHAPES = [
     ("32 × 64 tokens", (32, 8, 64, 64), False),
     ("8 × 197 patches", (8, 12, 197, 64), False),
@@ -34,7 +37,7 @@ SHAPES = [
     ("2048 causal", (1, 8, 2048, 64), True),
 ]
 ROUNDS, SECONDS = 5, 0.1
-CHART = Path(__file__).parents[1] / "docs" / "peers.svg"
+CHART = Path(__file__).parents[1] / "docs" / f"peers-{native.isa()}.svg"
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 

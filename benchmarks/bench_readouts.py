@@ -6,7 +6,7 @@
     python benchmarks/bench_readouts.py memory DTYPE   the growth of a fresh process's peak
 
 DTYPE is float32 or bfloat16. Arrays are (1, 8, 8192, 64), memory also (1, 8, 32768, 64). Each
-writes benchmarks/results/readouts_<what>_<dtype>.json.
+writes benchmarks/results/ISA/readouts_<what>_<dtype>.json.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_tensorflow.py [--resume] [--seconds N] [TEXT …]     # see harness.py
 
-Writes benchmarks/results/tensorflow.json. TensorFlow has no fused attention on the CPU: the peer is
-softmax(q kᵀ · scale) v under tf.function, as keras.ops.dot_product_attention has it. The smallest
-case shows what a call costs by itself; "empty" adds two such tensors, in the same way. "threads"
+Writes benchmarks/results/ISA/tensorflow.json. TensorFlow has no fused attention on the CPU: the
+peer is softmax(q kᵀ · scale) v under tf.function, as keras.ops.dot_product_attention has it. The
+smallest case shows what a call costs by itself; "empty" adds two such tensors, in the same way. "threads"
 computes on NumPy arrays, before TensorFlow's threads are there, after, and by turns with them.
 """
 

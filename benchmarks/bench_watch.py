@@ -6,7 +6,7 @@ Random weights. The model runs on PyTorch's own attention, and on Regard's (attn
 "regard"), where read-outs come from the sweep that makes the output. Of each, the model alone, the
 model watched as it is by default (queries and keys are kept), and in mode="stats" (read-outs are
 computed at once, queries and keys are not kept) take turns. Prints each beside the model alone on
-PyTorch. Writes benchmarks/results/watch.json.
+PyTorch. Writes benchmarks/results/ISA/watch.json.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/bench_NAME.py [--resume] [--seconds N] [TEXT …]
 
-measures the cases whose label has every TEXT; each is written to benchmarks/results/NAME.json as
-soon as it is measured, in place of what was there for it. --resume leaves out what this version of
+measures the cases whose label has every TEXT; each is written to benchmarks/results/ISA/NAME.json
+as soon as it is measured, in place of what was there for it; ISA is the instruction set in use, of
+which the figures are. --resume leaves out what this version of
 the code was measured on already. After --seconds no further case is begun, and the status is 75 if
 some are left.
 """
@@ -40,6 +41,7 @@ __all__ = [
     "measured",
     "ratio_line",
     "record",
+    "result",
     "save",
     "summary",
     "thread_counts",
@@ -61,10 +63,20 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def processor() -> str:
+    """What it calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def machine() -> dict[str, Any]:
     """Processor, threads, versions and commit: what a figure is worth nothing without."""
     return {
-        "processor": platform.machine(),
+        "processor": processor(),
         "isa": native.isa(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -102,17 +114,22 @@ def chosen(cases: list[Any]) -> list[Any]:
     return [case for case in cases if all(text in case[0] for text in sys.argv[1:])]
 
 
-def measured(name: str) -> dict[str, Row]:
-    """The rows of benchmarks/results/NAME.json by their cases."""
-    path = RESULTS / f"{name}.json"
+def result(name: str, isa: str | None = None) -> Path:
+    """Where what was measured on an instruction set is written; None: the one in use."""
+    return RESULTS / (isa or native.isa()) / f"{name}.json"
+
+
+def measured(name: str, isa: str | None = None) -> dict[str, Row]:
+    """The rows of `result` by their cases."""
+    path = result(name, isa)
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     return {row["case"]: row for row in rows}
 
 
 def save(name: str, rows: Any) -> Path:
-    """Write benchmarks/results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    """Write benchmarks/results/ISA/NAME.json."""
+    path = result(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     return path
 

@@ -356,5 +356,46 @@ extern "C" int probe_fused(double pairs, int size, int threads) {
 }
 #else
 extern "C" int probe_amx(double, int) { return 0; }
+#ifdef __AVX512BF16__
+namespace {
+
+// What attention does at least for vectors of pairs of a query and a key, all in registers: for
+// each the products of `kSize` pairs of elements, half of them for its score and half for its
+// value, and one vector of exponentials.
+template <int kSize>
+void fused(double pairs, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    constexpr int kSums = 16, kTurns = 64;
+    Floats sums[kSums], number, total = {};
+    const __m512bh factor = (__m512bh)_mm512_set1_epi16(0x3c00);
+    for (int i = 0; i < kLanes; ++i) number[i] = -20.0f * i / kLanes;
+    for (int i = 0; i < kSums; ++i) sums[i] = number;
+    for (int64_t n = share(pairs, kLanes * kTurns); n > 0; --n) {
+      for (int turn = 0; turn < kTurns; ++turn) {
+        for (int step = 0; step < kSize; step += kSums) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kSums; ++i) {
+            sums[i] = (Floats)_mm512_dpbf16_ps((__m512)sums[i], factor, factor);
+          }
+        }
+        total += exp2(number * 1.01f - 1.0f);
+        __asm__ volatile("" : "+v"(number));
+      }
+    }
+    for (int i = 0; i < kSums; ++i) total += sums[i];
+    touch(total);
+  }
+}
+
+}  // namespace
+
+extern "C" int probe_fused(double pairs, int size, int threads) {
+  if (size != 64 && size != 128) return 0;
+  size == 64 ? fused<64>(pairs, threads) : fused<128>(pairs, threads);
+  return 1;
+}
+#else
 extern "C" int probe_fused(double, int, int) { return 0; }
+#endif
 #endif

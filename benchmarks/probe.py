@@ -66,7 +66,7 @@ class Probe:
         return lambda: self._library.probe_amx(operations, torch.get_num_threads())
 
     def fused(self, pairs: float, size: int) -> Call | None:
-        """Attention's forward in bfloat16 on packed operands in the caches; None: no such unit.
+        """Attention's forward in bfloat16, operands in the caches or registers; None: no such unit.
 
         pairs: of a query and a key. size: of heads, 64 or 128.
         """

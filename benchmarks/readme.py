@@ -2,8 +2,8 @@
 
     python benchmarks/readme.py
 
-A marker `<!-- measured: NAME -->` begins what NAME below gives, and `<!-- end -->` ends it. What
-was not measured is left out.
+A marker `<!-- measured: NAME ISA -->` begins what NAME below gives of a machine with that
+instruction set, and `<!-- end -->` ends it. What was not measured is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ def ratio(row: Row, name: str) -> float:
     return float(row[name]["median"] / row["regard"]["median"])
 
 
-def kernels() -> str:
+def kernels(isa: str) -> str:
     """The table of attention by itself."""
-    two, forward, masks, backward = ", 2 threads", *map(measured, ("forward", "masks", "backward"))
+    two = ", 2 threads"
+    forward, masks, backward = (measured(name, isa) for name in ("forward", "masks", "backward"))
     cases = [(shown, forward, case + two) for shown, case in FORWARD]
     cases += [(shown, masks, case) for shown, case in MASKS]
     cases += [
@@ -73,16 +75,22 @@ def kernels() -> str:
     flex = [ratio(row, "flex") for row in masks.values()]
     note = f"""
         "limit": the share reached of what bounds the case on this machine, by a loop that does
-        nothing else, in turns with it (`benchmarks/probe.cpp`): multiply-adds of float32 in
-        registers, which parts on the matrix unit may outrun; in bfloat16 both products and the
-        exponentials with everything packed in the caches; for one query, reading the very keys
-        and values.
+        nothing else, in turns with it (`benchmarks/probe.cpp`): {LIMITS[isa]}; for one query,
+        reading the very keys and values.
         ¹ PyTorch has no such mask and is given a dense one; compiled FlexAttention takes
         {min(flex):.1f} to {max(flex):.1f} times as long as Regard. ² beside plain
         matmul–softmax–matmul, where that is faster than PyTorch's fused attention.
         {_others(forward)}
     """
     return f"{_table(['(B, H, L, D)', *columns], lines)}\n\n{_prose(note)}"
+
+
+LIMITS = {
+    "amx": """multiply-adds of float32 in registers, which parts on the matrix unit may outrun; in
+        bfloat16 both products and the exponentials with everything packed in the caches""",
+    "avx512bf16": """multiply-adds of float32, or of pairs of bfloat16 and the exponentials, in
+        registers""",
+}
 
 
 def _cells(row: Row | None) -> tuple[str, str, str]:
@@ -116,9 +124,9 @@ def _beside(row: Row) -> str:
     return f"{row['regard']['median']:.1f} ms, PyTorch {ratio(row, 'torch'):.1f} times as long,"
 
 
-def peers() -> str:
+def peers(isa: str) -> str:
     """What the chart shows."""
-    rows = measured("peers").values()
+    rows = measured("peers", isa).values()
     nearest, behind = [], []
     for row in rows:
         ratios = {name: ratio(row, name) for name in row["versions"] if name != "regard"}
@@ -140,9 +148,9 @@ def peers() -> str:
     return _prose(text)
 
 
-def models() -> str:
+def models(isa: str) -> str:
     """The table of whole models."""
-    rows = measured("models")
+    rows = measured("models", isa)
     ways = ("inference", "training")
     lines = []
     for name in ("BERT-base", "GPT-2"):
@@ -157,10 +165,10 @@ def models() -> str:
     return _table(head, lines)
 
 
-def decoding() -> str:
+def decoding(isa: str) -> str:
     """How fast translations are written."""
     lines = []
-    for case, row in measured("decoding").items():
+    for case, row in measured("decoding", isa).items():
         speeds = {name: row["tokens"] / row[name]["median"] * 1e3 for name in DECODERS}
         lines.append([case, *(f"{speed:,.0f}" for speed in speeds.values())])
     return _table(["tokens a second", *DECODERS.values()], lines)
@@ -180,9 +188,14 @@ def _prose(text: str) -> str:
     )
 
 
+ISAS = ("amx", "avx512bf16")
 PAGES = {
-    README: {"kernels": kernels, "peers": peers, "models": models},
-    TRANSLATION: {"decoding": decoding},
+    README: {
+        f"{part.__name__} {isa}": partial(part, isa)
+        for part in (kernels, peers, models)
+        for isa in ISAS
+    },
+    TRANSLATION: {"decoding amx": partial(decoding, "amx")},
 }
 
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import readme
-from harness import RESULTS, UNFINISHED, commit
+from harness import UNFINISHED, commit, result
 
 HERE = Path(__file__).parent
 # Results that are written case by case, and those that are written at once, with arguments.
@@ -70,7 +70,7 @@ def _python(prefix: list[str], name: str) -> list[str]:
 
 
 def _is_new(name: str) -> bool:
-    path = RESULTS / f"{name}.json"
+    path = result(name)
     return path.exists() and json.loads(path.read_text())["machine"].get("commit") == commit()
 
 

@@ -36,16 +36,21 @@ REGARD_INLINE __m512i join(Vec<float> low, Vec<float> high) {
   return _mm512_ternarylogic_epi32(a, b, upper, kFirstOrBoth);
 }
 
+// The first n of 32 bfloat16, then zeros.
+REGARD_INLINE __m512i load_row(const uint16_t *from, int64_t n) {
+  constexpr int L = 2 * kLanes<float>;
+  // Masked loads of halves cost more than one instruction.
+  if (n >= L) return _mm512_loadu_si512(from);
+  return _mm512_maskz_loadu_epi16((__mmask32{1} << n) - 1, from);
+}
+
 // A row of n bfloat16, times 1, -1 or 0, then zeros up to whole vectors of pairs.
 inline void copy_pairs(const void *from, int64_t n, float factor, float *to) {
   const auto *half = static_cast<const uint16_t *>(from);
   const __m512i sign = _mm512_set1_epi16(factor < 0 ? short(0x8000) : 0);
   constexpr int L = 2 * kLanes<float>;
   for (int64_t i = 0; i < n; i += L) {
-    const __mmask32 there = factor == 0  ? 0
-                            : n - i >= L ? ~__mmask32{}
-                                         : (__mmask32{1} << (n - i)) - 1;
-    const __m512i row = _mm512_maskz_loadu_epi16(there, half + i);
+    const __m512i row = factor == 0 ? _mm512_setzero_si512() : load_row(half + i, n - i);
     _mm512_storeu_si512(to + i / 2, _mm512_xor_si512(row, sign));
   }
 }
@@ -59,17 +64,16 @@ inline Operand<float> pairs_in_place(const regard_array &a, int64_t batch, int64
 
 // Two rows of `size` bfloat16 side by side, then zeros up to `width` pairs. A row that is null is
 // 0.
-inline void join_rows(const uint16_t *first, const uint16_t *second, int64_t size, int64_t width,
-                      float *to) {
+REGARD_INLINE void join_rows(const uint16_t *first, const uint16_t *second, int64_t size,
+                             int64_t width, float *to) {
   const __m512i low = _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005,
                                         0x260006, 0x270007, 0x280008, 0x290009, 0x2a000a, 0x2b000b,
                                         0x2c000c, 0x2d000d, 0x2e000e, 0x2f000f);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(kLanes<float>));
   constexpr int L = 2 * kLanes<float>;
   for (int64_t e = 0; e < width; e += L) {
-    const __mmask32 there = size - e >= L ? ~__mmask32{} : (__mmask32{1} << (size - e)) - 1;
-    const __m512i a = _mm512_maskz_loadu_epi16(first ? there : 0, first + e);
-    const __m512i b = _mm512_maskz_loadu_epi16(second ? there : 0, second + e);
+    const __m512i a = first ? load_row(first + e, size - e) : _mm512_setzero_si512();
+    const __m512i b = second ? load_row(second + e, size - e) : _mm512_setzero_si512();
     _mm512_storeu_si512(to + e, _mm512_permutex2var_epi16(a, low, b));
     if (e + L / 2 < width) {
       _mm512_storeu_si512(to + e + L / 2, _mm512_permutex2var_epi16(a, high, b));
