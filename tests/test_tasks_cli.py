@@ -167,19 +167,34 @@ def test_what_is_not_installed_is_named(run, monkeypatch):
     assert 'not installed: not_there. To do: pip install "regard[tasks]"' in err
 
 
-def test_a_process_that_was_killed_goes_on(tmp_path):
+def start(tmp_path) -> tuple[subprocess.Popen, str]:
+    """A long run in a process of its own, once it has written checkpoints; its --output."""
     given = {**SETTINGS, **write_text(tmp_path, 60), "epochs": 400, "save_every": 3}
     output = f"--output={tmp_path / 'run'}"
     command = [sys.executable, "-m", "regard.cli", "train", "translation", output]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, *options(given)], env=environment, stderr=subprocess.DEVNULL
+        [*command, *options(given)], env=environment, stderr=subprocess.PIPE, text=True
     )
     while len(list((tmp_path / "run").glob("checkpoints/step-*"))) < 2:
         assert process.poll() is None
         time.sleep(0.02)
+    return process, output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_told_to_stop_does_not_say_that_it_is_done(tmp_path, number):
+    process, _ = start(tmp_path)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == 130 and said.splitlines()[-1] == "regard: interrupted"
+    assert not (tmp_path / "run" / "calibration.json").exists()
+
+
+def test_a_process_that_was_killed_goes_on(tmp_path):
+    process, output = start(tmp_path)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     with pytest.raises(SystemExit) as caught:
         main(["train", "translation", output, "--resume", "--epochs=20"])
     assert caught.value.code == 0

@@ -176,7 +176,8 @@ def _run(
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command(help=help)(shown)
-    app(list(arguments), prog_name=program, standalone_mode=False)
+    if app(list(arguments), prog_name=program, standalone_mode=False) == sources.INTERRUPTED:
+        raise KeyboardInterrupt  # which some versions of Typer return
 
 
 def _parameter(setting: Setting) -> inspect.Parameter:
