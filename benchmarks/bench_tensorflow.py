@@ -4,8 +4,9 @@
 
 Writes benchmarks/results/ISA/tensorflow.json. TensorFlow has no fused attention on the CPU: the
 peer is softmax(q kᵀ · scale) v under tf.function, as keras.ops.dot_product_attention has it. The
-smallest case shows what a call costs by itself; "empty" adds two such tensors, in the same way. "threads"
-computes on NumPy arrays, before TensorFlow's threads are there, after, and by turns with them.
+smallest case shows what a call costs by itself; "empty" adds two such tensors, in the same way.
+"threads" computes on NumPy arrays, before TensorFlow's threads are there, after, and by turns with
+them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write what was measured into the README and docs/translation.md, between their markers.
+"""Write what was measured into the README and docs, between their markers.
 
     python benchmarks/readme.py
 
@@ -20,8 +20,10 @@ from harness import measured
 from peers import PEERS
 
 README = Path(__file__).parents[1] / "README.md"
-TRANSLATION = README.parent / "docs" / "translation.md"
+MEASURED, TRANSLATION = (README.parent / "docs" / f"{n}.md" for n in ("measured", "translation"))
 DTYPES = ("float32", "bfloat16")
+MACHINES = {"avx512bf16": "AMD", "amx": "Intel"}
+ISAS = tuple(MACHINES)
 Row = dict[str, Any]
 
 # What the README calls a case, its results and its label but for the type.
@@ -57,26 +59,84 @@ def ratio(row: Row, name: str) -> float:
     return float(row[name]["median"] / row["regard"]["median"])
 
 
-def kernels(isa: str) -> str:
-    """The table of attention by itself."""
+def cases(isa: str) -> list[tuple[str, dict[str, Row], str]]:
+    """What a case is called, the results that it is among, and its label there but for the type."""
     two = ", 2 threads"
     forward, masks, backward = (measured(name, isa) for name in ("forward", "masks", "backward"))
-    cases = [(shown, forward, case + two) for shown, case in FORWARD]
-    cases += [(shown, masks, case) for shown, case in MASKS]
-    cases += [
+    every = [(shown, forward, case + two) for shown, case in FORWARD]
+    every += [(shown, masks, case) for shown, case in MASKS]
+    every += [
         (f"forward + backward {shown}", backward, f"{case} forward + backward{two}")
         for shown, case in BACKWARD
     ]
+    return every
+
+
+def ratios() -> str:
+    """The short table."""
     lines = []
-    for shown, rows, case in cases:
+    for ours in zip(*map(cases, ISAS), strict=True):
+        cells = [_ratio(rows.get(f"{dtype} {case}")) for _, rows, case in ours for dtype in DTYPES]
+        lines.append([ours[0][0], *cells])
+    head = [f"{MACHINES[isa]}: {dtype}" for isa in ISAS for dtype in DTYPES]
+    note = """
+        ¹ PyTorch has no such mask and is given a dense one. ² beside plain matmul–softmax–matmul,
+        where that is faster than PyTorch's fused attention.
+    """
+    return f"{_table(['(B, H, L, D)', *head], lines)}\n\n{_prose(note)}"
+
+
+def others() -> str:
+    """Peers, models and read-outs, in short."""
+    said = " ".join(f"On the {MACHINES[isa]} {_nearest(isa)}" for isa in ISAS)
+    models = [
+        f"{min(each):.2f} to {max(each):.2f} on the {MACHINES[isa]}"
+        for isa in ISAS
+        if (each := [ratio(row, "torch") for row in measured("models", isa).values()])
+    ]
+    costs = [f"on the {MACHINES[isa]} {_costs(isa)}" for isa in ISAS]
+    text = f"""
+        **Beside other libraries**, each in a process of its own: {said}
+
+        **Whole models** of Hugging Face, `attn_implementation="regard"` beside `"sdpa"`, BERT-base
+        and GPT-2 at 512 and 1024 tokens, inference and training: {" and ".join(models)}; most of
+        their time goes into other things than attention.
+
+        **Read-outs** beside the output, at 8192 positions: {"; ".join(costs)}. Memory stays linear:
+        the default set takes 40 MiB beyond its arrays there, and 150 MiB at 32,768 positions, where
+        column sums in PyTorch and eager attention hold N×N matrices.
+    """
+    return "\n\n".join(_prose(part) for part in text.split("\n\n"))
+
+
+def _nearest(isa: str) -> str:
+    rows = measured("peers", isa).values()
+    ahead = sum(all(ratio(row, name) >= 1 for name in row["versions"]) for row in rows)
+    return f"Regard is the fastest in {ahead} of {len(rows)} rows."
+
+
+def _costs(isa: str) -> str:
+    """What read-outs cost, in short."""
+    said = []
+    for dtype in DTYPES:
+        row = next(iter(measured(f"readouts_own_{dtype}", isa).values()))
+        each = (row[name]["median"] / row["output"]["median"] for name in ("rows", "default"))
+        said.append(f"{' and '.join(f'{times:.2f}' for times in each)} times its time in {dtype}")
+    return ", ".join(said) + " (per query; the default set of eleven)"
+
+
+def kernels(isa: str) -> str:
+    """The table of attention by itself."""
+    every = cases(isa)
+    forward, masks = measured("forward", isa), measured("masks", isa)
+    lines = []
+    for shown, rows, case in every:
         cells = [cell for dtype in DTYPES for cell in _cells(rows.get(f"{dtype} {case}"))]
         lines.append([shown, *cells])
     columns = [f"{dtype}: {what}" for dtype in DTYPES for what in ("ms", "× PyTorch", "limit")]
     flex = [ratio(row, "flex") for row in masks.values()]
     note = f"""
-        "limit": the share reached of what bounds the case on this machine, by a loop that does
-        nothing else, in turns with it (`benchmarks/probe.cpp`): {LIMITS[isa]}; for one query,
-        reading the very keys and values.
+        "limit": {LIMITS[isa]}.
         ¹ PyTorch has no such mask and is given a dense one; compiled FlexAttention takes
         {min(flex):.1f} to {max(flex):.1f} times as long as Regard. ² beside plain
         matmul–softmax–matmul, where that is faster than PyTorch's fused attention.
@@ -96,11 +156,17 @@ LIMITS = {
 def _cells(row: Row | None) -> tuple[str, str, str]:
     if row is None:
         return "", "", ""
+    limit = f"{ratio(row, 'limit'):.0%}".replace("%", " %") if "limit" in row else ""
+    return _three(row["regard"]["median"]), _ratio(row), limit
+
+
+def _ratio(row: Row | None) -> str:
+    if row is None:
+        return ""
     shown = _three(ratio(row, "torch"))
     if "plain" in row and ratio(row, "plain") < ratio(row, "torch"):
         shown += f" ({_three(ratio(row, 'plain'))}²)"
-    limit = f"{ratio(row, 'limit'):.0%}".replace("%", " %") if "limit" in row else ""
-    return _three(row["regard"]["median"]), shown, limit
+    return shown
 
 
 def _three(figure: float) -> str:
@@ -165,6 +231,37 @@ def models(isa: str) -> str:
     return _table(head, lines)
 
 
+def readouts(isa: str) -> str:
+    """What read-outs cost beside the output, and beside PyTorch's matrices."""
+    lines = []
+    for dtype in DTYPES:
+        row = next(iter(measured(f"readouts_own_{dtype}", isa).values()))
+        base = row["output"]["median"]
+        others = [f"{row[name]['median'] / base:.2f}" for name in ("rows", "default", "received")]
+        peers = next(iter(measured(f"readouts_peers_{dtype}", isa).values()))
+        beside = [f"{ratio(peers, n):.1f}" if n in peers else "" for n in ("plain", "eager")]
+        lines.append([dtype, _three(base), *others, *beside])
+    head = ["", "output: ms", "per query", "default set", "received"]
+    head += ["PyTorch's output and column sums", "Hugging Face's eager"]
+    note = """
+        The output's time is 1. Per query: log-sum-exp, largest score and weight, entropy, effective
+        keys, top-8 keys, mean distance, weight on the first key. The last two columns: how many
+        times as long as output and received together.
+    """
+    return f"{_table(head, lines)}\n\n{_prose(note)}"
+
+
+def watch(isa: str) -> str:
+    """What watching a model costs."""
+    row = next(iter(measured("watch", isa).values()))
+    lines = []
+    for name in ("sdpa", "regard"):
+        base = row[name]["median"]
+        times = [f"{row[f'{name}, {mode}']['median'] / base:.2f}" for mode in ("lazy", "stats")]
+        lines.append([name, _three(base), *times])
+    return _table(["attention", "ms", "lazy", "stats, the default set"], lines)
+
+
 def decoding(isa: str) -> str:
     """How fast translations are written."""
     lines = []
@@ -188,13 +285,10 @@ def _prose(text: str) -> str:
     )
 
 
-ISAS = ("amx", "avx512bf16")
+PARTS = (kernels, peers, models, readouts, watch)
 PAGES = {
-    README: {
-        f"{part.__name__} {isa}": partial(part, isa)
-        for part in (kernels, peers, models)
-        for isa in ISAS
-    },
+    README: {"ratios": ratios, "others": others},
+    MEASURED: {f"{part.__name__} {isa}": partial(part, isa) for part in PARTS for isa in ISAS},
     TRANSLATION: {"decoding amx": partial(decoding, "amx")},
 }
 
