@@ -67,17 +67,21 @@ REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size
   for (int i = 0; i < K * R; ++i) parts[i] = sum[i];
 }
 
+// How many keys, of elements S, are asked for before they are read.
+template <class S>
+constexpr int kKeysAhead = 8;
+
 // to[j * width + r] = keys[j] . queries[r] for j < count and r < R. If width is R, whole vectors
 // are written.
 template <class T, int R, class S, class Join>
 REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64_t count, T *to,
                           int64_t width, Join join) {
-  constexpr int L = kLanes<T>, kKeys = L / R, kStep = std::min(4, kKeys), kAhead = 8;
+  constexpr int L = kLanes<T>, kKeys = L / R, kStep = std::min(4, kKeys);
   Vec<T> parts[L];
   for (int64_t j = 0; j < count; j += kKeys) {
     const S *key[kKeys];
     for (int i = 0; i < kKeys; ++i) key[i] = keys.data + std::min(j + i, count - 1) * keys.stride;
-    for (int i = 0; i < kKeys; ++i) prefetch_row(keys, j + kAhead + i, size);
+    for (int i = 0; i < kKeys; ++i) prefetch_row(keys, j + kKeysAhead<S> + i, size);
     for (int i = 0; i < kKeys; i += kStep) {
       add_dots<T, kStep, R>(key + i, queries, size, parts + i * R, join);
     }

@@ -10,6 +10,10 @@ namespace REGARD_NAMESPACE {
 struct Pair {
   uint32_t bits;
 };
+// Processors that multiply pairs fast have keys of them come from farther ahead.
+template <>
+constexpr int kKeysAhead<Pair> = 32;
+
 REGARD_INLINE Vec<float> load_as(const Pair *p) { return load(reinterpret_cast<const float *>(p)); }
 REGARD_INLINE Vec<float> load_as_partial(const Pair *p, int64_t n) {
   return load_partial(reinterpret_cast<const float *>(p), n);
