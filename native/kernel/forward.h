@@ -34,34 +34,6 @@ struct Tiles {
   int64_t start_ = 0;
 };
 
-// Pairs of a query and a key, of the first head, that blocks of so many rows go through.
-inline int64_t pairs_seen(const regard_problem &p, int64_t rows) {
-  const regard_intervals &v = p.intervals;
-  int64_t pairs = 0;
-  for (int64_t first = 0; first < p.queries; first += rows) {
-    const int64_t last = std::min(p.queries, first + rows);
-    int64_t least = p.keys, most = 0;
-    for (int64_t i = first; i < last; ++i) {
-      const int32_t *pair = v.data + i * v.query_stride;
-      for (int64_t c = 0; c < v.count; ++c) {
-        if (pair[2 * c] >= pair[2 * c + 1]) continue;
-        least = std::min<int64_t>(least, pair[2 * c]);
-        most = std::max<int64_t>(most, pair[2 * c + 1]);
-      }
-    }
-    pairs += (last - first) * std::max<int64_t>(0, most - least);
-  }
-  return pairs;
-}
-
-// Rows of a block: half as many where that saves much, as under a window.
-template <class T>
-inline int64_t best_rows(const regard_problem &p) {
-  constexpr int64_t kHalf = kBlock<T> / 2;
-  if (!p.intervals.data || p.queries < kBlock<T>) return kBlock<T>;
-  return 20 * pairs_seen(p, kHalf) < 19 * pairs_seen(p, kBlock<T>) ? kHalf : kBlock<T>;
-}
-
 // Where there are few blocks of rows, the keys are cut too, by shape alone: every chunk of them
 // leaves its own pivots, sums and outputs, which are then merged in the order of chunks.
 template <class T, class RowBlock = Block<T>>
