@@ -39,7 +39,7 @@ translator() { # name, settings…
         measure "$model-gold" "$model" translation --split gold_alignments
 }
 
-translator transformer-en-de --epochs 22
+translator transformer-en-de --epochs 39
 if chosen transformer-en-de && [ ! -f results/explained.json ]; then
     $regard explain translation \
         "A man in a blue shirt is standing on a ladder cleaning a window." \
@@ -49,5 +49,5 @@ if chosen pronunciation; then
     learn pronunciation pronunciation --epochs 20
     measure pronunciation pronunciation pronunciation
 fi
-translator rnn-en-de --model rnn --rate 1e-3 --epochs 12
-translator rnn-without-attention-en-de --model rnn-without-attention --rate 1e-3 --epochs 12
+translator rnn-en-de --model rnn --rate 1e-3 --epochs 20
+translator rnn-without-attention-en-de --model rnn-without-attention --rate 1e-3 --epochs 20
