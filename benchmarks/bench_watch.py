@@ -5,8 +5,9 @@
 Random weights. The model runs on PyTorch's own attention, and on Regard's (attn_implementation=
 "regard"), where read-outs come from the sweep that makes the output. Of each, the model alone, the
 model watched as it is by default (queries and keys are kept), and in mode="stats" (read-outs are
-computed at once, queries and keys are not kept) take turns. Prints each beside the model alone on
-PyTorch. Writes benchmarks/results/ISA/watch.json.
+computed at once, queries and keys are not kept) take turns, and with them Hugging Face's own way to
+see weights, output_attentions=True. Prints each beside the model alone on PyTorch. Writes
+benchmarks/results/ISA/watch.json.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ from harness import alternate, save
 import regard
 import regard.huggingface
 
+MATRICES = "eager, output_attentions"
+
+
+def bert(implementation: str) -> tuple[transformers.BertModel, torch.Tensor]:
+    """A model, and a text."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(attn_implementation=implementation)
+    return transformers.BertModel(config).eval(), torch.randint(0, 30_000, (1, 512))
+
 
 def ways(implementation: str) -> dict[str, Callable[[], Any]]:
     """The model alone, and watched in both modes."""
-    torch.manual_seed(0)
-    config = transformers.BertConfig(attn_implementation=implementation)
-    model = transformers.BertModel(config).eval()
-    ids = torch.randint(0, 30_000, (1, 512))
+    model, ids = bert(implementation)
 
     def watched(mode: str) -> None:
         with regard.watch(model, mode=mode):
@@ -43,10 +50,12 @@ def ways(implementation: str) -> dict[str, Callable[[], Any]]:
 
 def main() -> None:
     with torch.no_grad():
-        times = alternate({**ways("sdpa"), **ways("regard")}, seconds=20)
+        eager, ids = bert("eager")
+        matrices = {MATRICES: partial(eager, ids, output_attentions=True)}
+        times = alternate({**ways("sdpa"), **ways("regard"), **matrices}, seconds=20)
     alone = times["sdpa"].median
     for name, spent in times.items():
-        print(f"{name:<14} {spent.median:8.1f} ms  {spent.median / alone:5.2f}x")
+        print(f"{name:<26} {spent.median:8.1f} ms  {spent.median / alone:5.2f}x")
     row = {"case": "BERT-base, 512 tokens, forward", "dtype": "float32"}
     print(save("watch", [row | {name: asdict(spent) for name, spent in times.items()}]))
 

@@ -259,7 +259,13 @@ def watch(isa: str) -> str:
         base = row[name]["median"]
         times = [f"{row[f'{name}, {mode}']['median'] / base:.2f}" for mode in ("lazy", "stats")]
         lines.append([name, _three(base), *times])
-    return _table(["attention", "ms", "lazy", "stats, the default set"], lines)
+    table = _table(["attention", "ms", "lazy", "stats, the default set"], lines)
+    matrices = row.get("eager, output_attentions")
+    if matrices is None:
+        return table
+    times = matrices["median"] / row["sdpa"]["median"]
+    said = f"Hugging Face's `output_attentions=True` takes {times:.2f} times as long as sdpa alone."
+    return f"{table}\n\n{_prose(said)}"
 
 
 def decoding(isa: str) -> str:
