@@ -5,8 +5,8 @@
 Each case with one thread, and with all. "limit" is what bounds the case, measured in turns with it
 (probe.py): the useful multiplications of float32 in registers; in bfloat16 both products and the
 exponentials, on packed operands in the caches for the matrix unit and in registers for pairs; for
-one query, reading the very keys and values. So its ratio is the share of the limit that is reached. Writes
-benchmarks/results/ISA/forward.json.
+one query, reading the very keys and values. So its ratio is the share of the limit that is reached.
+Writes benchmarks/results/ISA/forward.json.
 """
 
 from __future__ import annotations
