@@ -25,6 +25,12 @@ struct Features {
   bool avx2, avx512, avx512bf16, amx;
 };
 
+#if defined(REGARD_SOFTWARE_TILES)
+constexpr bool kSoftwareTiles = true;
+#else
+constexpr bool kSoftwareTiles = false;
+#endif
+
 // The registers of AMX are large: Linux saves them only for a process that has asked.
 bool permitted_amx() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
@@ -58,9 +64,11 @@ Features detect() {
   const bool avx2 = ymm && (b & bit_AVX2);
   const bool avx512 = avx2 && zmm && (b & wide) == wide;
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
-  const bool amx = avx512 && (c & bit_AVX512VBMI) && tiles && (d & kAmxBf16) && (d & kAmxTile);
+  const bool bytes = c & bit_AVX512VBMI;
+  const bool unit = tiles && (d & kAmxBf16) && (d & kAmxTile);
   const bool bf16 = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & kAvx512Bf16);
-  return {avx2, avx512, avx512 && bf16, amx && bf16 && permitted_amx()};
+  const bool amx = avx512 && bytes && bf16 && (kSoftwareTiles || (unit && permitted_amx()));
+  return {avx2, avx512, avx512 && bf16, amx};
 }
 #endif
 

@@ -1,7 +1,8 @@
-"""Call the native core on arrays that end where their memory ends; for sanitizers, NumPy alone."""
+"""Call the native core on arrays that end where their memory ends; for sanitizers, without PyTorch."""
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 import regard
@@ -9,7 +10,7 @@ from regard.kernels import native
 from regard.problem import make
 from regard.readouts import KINDS, Gathering
 
-TYPES = (np.float32, np.float64, np.float16)
+TYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 SHAPES = [
     (1, 2, 1, 1, 239, 40, 24),
     (2, 2, 2, 127, 65, 59, 1),

@@ -19,6 +19,11 @@
 
 #include "isa/avx512.h"
 #include "kernel/kernel.h"
+#if defined(REGARD_SOFTWARE_TILES)
+#include "kernel/amx/software_unit.h"
+#else
+#include "kernel/amx/unit.h"
+#endif
 #include "kernel/amx/tiles.h"
 #include "kernel/amx/parts.h"
 #include "kernel/amx/pack.h"
