@@ -1,4 +1,4 @@
-"""Call the native core on arrays that end where their memory ends; for sanitizers, without PyTorch."""
+"""Call the native core, for sanitizers, on arrays that end where their memory ends."""
 
 from __future__ import annotations
 
