@@ -53,6 +53,19 @@ def test_outputs_and_gradients(isa, shape, dtype):
         check_backward(prob)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_a_bias_that_all_edges_share(isa, heads, dtype):
+    rng = np.random.default_rng(3)
+    found = edges(rng, 90, 70)
+    # Beside a sink it counts.
+    options = {name: rng.standard_normal(4).astype(dtype) for name in ("sinks", "bias")}
+    options["bias"] = options["bias"][:heads, None, None]
+    check_backward(
+        problem(rng, (2, 4, 2, 70, 90, 16, 16), dtype, mask=regard.graph(found), **options)
+    )
+
+
 def test_a_node_of_many_edges_and_values_of_as_many_heads_as_queries(isa):
     rng = np.random.default_rng(1)
     found = edges(rng, 2000, 5, 0.9)

@@ -34,6 +34,7 @@
 #include "kernel/amx/row_pack.h"
 #include "kernel/amx/row_sight.h"
 #include "kernel/amx/row_weights.h"
+#include "kernel/amx/row_results.h"
 #include "kernel/amx/row_forward.h"
 #include "kernel/amx/few.h"
 #include "kernel/amx/split_rows.h"

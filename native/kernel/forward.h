@@ -101,7 +101,8 @@ class Forward {
   void allocate(State &s, bool keep, Scratch &scratch) const {
     s.block.allocate(p_, scratch);
     s.scores = scratch.take<T>(kTileSize<T>);
-    s.factors = p_.dropout > 0 ? scratch.take<T>(kTileSize<T>) : nullptr;
+    const bool drops = p_.dropout > 0 && output_.data;
+    s.factors = drops ? scratch.take<T>(kTileSize<T>) : nullptr;
     s.keys = scratch.take<T>(kTile<T> * padded<T>(p_.head_size));
     s.values = scratch.take<T>(kTile<T> * width_);
     s.wary.allocate(width_, scratch);

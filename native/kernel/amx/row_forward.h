@@ -18,6 +18,7 @@ class RowPipeline {
       : p_(p),
         output_(output),
         lse_(lse),
+        results_(p, output, lse),
         quick_(!lse && !(p.dropout > 0)),
         cut_(p, kBlockRows),
         sides_(p),
@@ -38,17 +39,19 @@ class RowPipeline {
     Scratch scratch(Scratch::kCall);
     reach_.allocate(scratch);
     const int64_t blocks = cut_.count(p_);
-    state_ = scratch.take<uint8_t>(blocks);
+    outcomes_ = scratch.take<Outcome>(blocks);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-    std::fill_n(state_, blocks, kGood);
+    std::fill_n(outcomes_, blocks, Outcome::kGood);
     const int status = all_blocks(scratch);
-    if (status != REGARD_OK || std::find(state_, state_ + blocks, kSpoilt) == state_ + blocks) {
+    if (status != REGARD_OK ||
+        std::find(outcomes_, outcomes_ + blocks, Outcome::kSpoilt) == outcomes_ + blocks) {
       return status;
     }
     return parallel(blocks, p_.threads, &RowPipeline::spoilt_task, this);
   }
 
  private:
+  using Block = OpenRows;
   using Packed = PackedSides;
   using Product = TileProduct<1, false, true>;
 
@@ -59,11 +62,6 @@ class RowPipeline {
   static constexpr int64_t kWholeHead = 5 << 18, kChunk = 1 << 19;
   // Blocks of a panel, and those on their way where there are no panels.
   static constexpr int kPanel = 16, kBlocks = 3;
-
-  // What became of a block of rows. Of one whose sums are not healthy the largest scores are to be
-  // looked for. One is spoilt if a row may have come out as NaN that should not: products of tiles
-  // multiply hidden weights, which are 0, by hidden values, which may be infinite or NaN.
-  enum : uint8_t { kGood, kUnhealthy, kSpoilt };
 
   int all_blocks(Scratch &scratch) {
     // A thread that has packed a head finds it in its cache, if there are heads enough for all.
@@ -81,24 +79,6 @@ class RowPipeline {
     return parallel(cut_.count(p_) / cut_.blocks * panels_, p_.threads, &RowPipeline::panel_task,
                     this);
   }
-
-  struct Block {
-    int64_t index, batch, key_head;
-    Rows<float> rows;
-    RowSight sight;
-    StripSums sums;
-    Dropout<float> dropout;
-    BiasRows bias;
-    Packed packed;  // its own head alone
-    uint16_t *queries;
-    float length;       // squared, of the longest query
-    float *output;      // [row][width]
-    bool fresh;         // nothing is in `output` yet
-    bool masked;        // some row could not see some key
-    bool settled;       // pivots come from the largest scores
-    bool swept = true;  // all its strips are on their way
-    int strips = 0;     // that are on their way
-  };
 
   // Strips next to one another whose weights are there, or on their way.
   struct Group {
@@ -212,7 +192,7 @@ class RowPipeline {
 
   static int spoilt_task(void *context, int64_t index) {
     const RowPipeline &self = *static_cast<RowPipeline *>(context);
-    if (self.state_[index] != kSpoilt) return REGARD_OK;
+    if (self.outcomes_[index] != Outcome::kSpoilt) return REGARD_OK;
     return avx512_forward_block(self.p_, self.output_, self.lse_, kBlockRows, index);
   }
 
@@ -276,7 +256,7 @@ class RowPipeline {
   void settle(State &s, int64_t index, const Packed &packed) const {
     const Range range = blocks_of(index);
     for (int64_t i = range.first; i < range.first + range.count; ++i) {
-      if (state_[i] != kUnhealthy) continue;
+      if (outcomes_[i] != Outcome::kUnhealthy) continue;
       Block &b = s.blocks[0];
       set(b, i, packed);
       start(b);
@@ -287,7 +267,7 @@ class RowPipeline {
       sweep(s, b, 0, p_.keys);
       b.swept = true;
       drain(s);
-      if (state_[i] == kUnhealthy) finish(b);
+      if (outcomes_[i] == Outcome::kUnhealthy) finish(b);
     }
   }
 
@@ -481,6 +461,8 @@ class RowPipeline {
     group.block->fresh = false;
   }
 
+  void finish(Block &b) const { outcomes_[b.index] = results_.finish(b); }
+
   REGARD_INLINE Product product_of_queries(const Block &b, const Strip &strip) const {
     Product product;
     const int64_t row = sides_.depth * 2;
@@ -535,76 +517,10 @@ class RowPipeline {
     }
   }
 
-  void finish(Block &b) const {
-    alignas(64) float sums[kBlockRows], factors[kBlockRows];
-    const float *used = b.sums.exact ? b.sums.sum : b.sums.rounded;
-    for (int r = 0; r < b.rows.width; r += 16) {
-      const F zero = broadcast(0.f), total = StripSums::total(used, r);
-      store(factors + r, select(differ(total, zero), broadcast(1.f) / total, zero));
-      store(sums + r, StripSums::total(b.sums.sum, r));
-    }
-    if (!healthy(b, sums)) {
-      state_[b.index] = b.settled ? kSpoilt : kUnhealthy;
-      return;
-    }
-    if (p_.sinks || lse_) add_sinks(b, sums, factors);
-    state_[b.index] = !output_.data || write(b, factors) ? kGood : kSpoilt;
-  }
-
-  bool healthy(const Block &b, const float *sums) const {
-    bool good = !b.sums.is_wild();
-    for (int r = 0; r < b.rows.count; ++r) {
-      const bool blind = sums[r] == 0 && (b.settled || !b.sight.saw(r));
-      good &= blind || (sums[r] >= kLeastSum && sums[r] <= kMostSum);
-    }
-    return good;
-  }
-
-  // A sink joins the sum.
-  void add_sinks(const Block &b, const float *sums, float *factors) const {
-    Softmax<float> softmax;
-    softmax.unit = 1;
-    for (int r = 0; r < b.rows.count; ++r) {
-      softmax.pivot[r] = -b.sums.shift[r];
-      softmax.sum[r] = sums[r];
-      const int64_t h = b.rows.head[r], row = (b.rows.batch * p_.heads + h) * p_.queries;
-      float factor, lse;
-      normalise<float>(p_, softmax, h, r, &factor, &lse);
-      if (lse_) lse_[row + b.rows.query[r]] = lse;
-      // Relative to what outputs are divided by.
-      if (p_.sinks) factors[r] = factor > 0 ? 1 / (1 / factor + (1 / factors[r] - sums[r])) : 0;
-    }
-  }
-
-  // Whether all is as it should be.
-  bool write(const Block &b, const float *factors) const {
-    if (b.fresh) std::fill_n(b.output, sides_.width * b.rows.width, 0.f);
-    F probe = broadcast(0.f);
-    for (int r = 0; r < b.rows.count; ++r) {
-      const F factor = broadcast(factors[r]);
-      const float *from = b.output + r * sides_.width;
-      auto *to = static_cast<uint16_t *>(
-          row_of(output_, p_.dtype, b.rows.batch, b.rows.head[r], b.rows.query[r]));
-      for (int64_t e = 0; e < sides_.width; e += kDepth) {
-        const F low = load(from + e) * factor;
-        // The last tile may stand alone.
-        const F high = e + kTileRows < sides_.width ? load(from + e + kTileRows) * factor : low;
-        probe = fma(low, broadcast(0.f), fma(high, broadcast(0.f), probe));
-        const int64_t there = std::min<int64_t>(p_.value_size - e, kDepth);
-        const auto both = (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
-        if (there == kDepth) {
-          _mm512_storeu_si512(to + e, both);
-        } else {
-          _mm512_mask_storeu_epi16(to + e, (1u << there) - 1, both);
-        }
-      }
-    }
-    return !b.masked || !any(differ(probe, probe));
-  }
-
   const regard_problem &p_;
   const regard_array &output_;
   float *lse_;
+  RowResults results_;
   bool quick_;  // weights need no more than bfloat16
   Cut<float> cut_;
   RightSides sides_;
@@ -612,7 +528,7 @@ class RowPipeline {
   Packed packed_;
   int64_t chunk_, panel_ = 1, panels_;  // keys of a chunk, blocks of a panel, panels of a group
   int64_t run_ = 1;                     // heads of a task
-  uint8_t *state_ = nullptr;            // of each block
+  Outcome *outcomes_ = nullptr;         // of each block
 };
 
 }  // namespace REGARD_NAMESPACE

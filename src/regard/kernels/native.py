@@ -213,16 +213,30 @@ def backward(
     """
     packed, _alive = pack_problem(problem)
     d_arrays = (d_query, d_key, d_value)
-    given = (output, lse, d_output, d_lse, d_arrays, d_bias, d_sinks, d_vector)
-    gradients, _written = pack_gradients(problem.bias_extent, *given, problem.distance_0)
     edges = problem.visibility.edges
+    each = d_bias if d_bias is None or edges is None else _for_each_edge(d_bias, edges.count)
+    given = (output, lse, d_output, d_lse, d_arrays, each, d_sinks, d_vector)
+    gradients, _written = pack_gradients(problem.bias_extent, *given, problem.distance_0)
     if edges is None:
         _check(_library().regard_backward(packed, gradients))
         return
-    if d_bias is not None:
-        d_bias[...] = 0  # the edges that are hidden are not written
     listed, _kept = pack_edges(edges)
     _check(_library().regard_graph_backward(packed, listed, gradients))
+    if each is not d_bias:
+        d_bias[..., 0] = each.sum(-1)
+
+
+def _for_each_edge(d_bias: Any, count: int) -> Any:
+    """Where gradients of a bias go: d_bias, or, if all edges share it, a number for each of them.
+
+    Zeros, since edges that are hidden are not written.
+    """
+    shape = tuple(d_bias.shape)
+    if shape[-1] == count:
+        d_bias[...] = 0
+        return d_bias
+    shape = (*shape[:-1], count)
+    return d_bias.new_zeros(shape) if hasattr(d_bias, "new_zeros") else np.zeros(shape, d_bias.dtype)
 
 
 def read_out(
