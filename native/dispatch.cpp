@@ -250,6 +250,8 @@ int regard_graph_backward(const regard_problem *problem, const regard_edges *edg
   if (!kernels) return REGARD_UNKNOWN_ISA;
   if (!valid_graph(problem, edges)) return REGARD_BAD_ARGUMENT;
   if (!gradients || !valid(*problem, *gradients)) return REGARD_BAD_ARGUMENT;
+  const regard_grid &bias = gradients->d_bias;
+  if (bias.data && !bias.key_stride && edges->count > 1) return REGARD_BAD_ARGUMENT;
   return kernels->graph_backward(*problem, *edges, *gradients);
 }
 

@@ -75,7 +75,7 @@ class Arena {
 
   void reset() {
     release_spilled();
-    if (wanted_ > size_ || size_ > kKeep) {
+    if (wanted_ > size_) {
       free(base_);
       base_ = wanted_ <= kKeep ? static_cast<char *>(allocate(wanted_)) : nullptr;
       size_ = base_ ? wanted_ : 0;

@@ -14,7 +14,7 @@ using Task = int (*)(void *context, int64_t index);
 int thread_count(int requested);
 
 // Runs task(context, i) for 0 <= i < count on up to `threads` threads, in any order. Tasks must not
-// depend on one another. Returns the first status that is not REGARD_OK.
+// depend on one another. Returns REGARD_OK, or the status of one that failed.
 int parallel(int64_t count, int threads, Task task, void *context);
 
 // Memory of the calling thread, kept between calls because fresh pages are expensive. What `take`

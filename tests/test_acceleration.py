@@ -158,3 +158,16 @@ def test_a_watch_sees_the_same_calls(model):
 def test_a_model_without_attention_is_refused():
     with pytest.raises(ModelError, match="no attention"):
         regard.accelerate(nn.Linear(2, 2))
+
+
+def test_arguments_by_name_and_models_that_are_none():
+    class Named(nn.Module):
+        def forward(self, x):
+            return functional.scaled_dot_product_attention(query=x, key=x, value=x)
+
+    module, x = Named(), torch.randn(1, 2, 5, 8)
+    wanted = module(x)
+    with regard.accelerate(module):
+        torch.testing.assert_close(module(x), wanted)
+    with pytest.raises(ModelError, match="a model of type int"):
+        regard.accelerate(5)

@@ -161,6 +161,8 @@ def test_long_texts_are_said_to_be_read_in_part(run, model, tmp_path):
         ),
         (["explain", "words", "--part", "2"], "--part 2. Wanted: 1"),
         (["explain", "words", "--top", "0"], "--top"),
+        (["explain", "words", "--html", "{tmp}/a", "--save", "{tmp}/a"], "two different files"),
+        (["bench", "--seconds", "inf"], "--seconds inf. Wanted: a number"),
         (["explain", "words", "--bogus"], "--bogus"),
         (["explain"], "TEXT_OR_FILE"),
         (["exlpain"], "exlpain"),

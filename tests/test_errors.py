@@ -26,6 +26,48 @@ REFUSED = {
         errors.ShapeError,
         "the same number of dimensions",
     ),
+    "order of bytes": (
+        lambda: regard.attention(Q, K.astype(">f4"), V),
+        errors.DtypeError,
+        r"key of type >f4.*this machine's order.*newbyteorder",
+    ),
+    "scale of two numbers": (
+        lambda: regard.attention(Q, K, V, scale=np.ones(2)),
+        errors.OptionError,
+        "scale of type ndarray.*a plain number",
+    ),
+    "scale beyond numbers": (
+        lambda: regard.attention(Q, K, V, scale=10**400),
+        errors.OptionError,
+        "scale of type int.*a plain number",
+    ),
+    "dropout as text": (
+        lambda: regard.attention(Q, K, V, dropout_p="0.1", dropout_seed=1),
+        errors.OptionError,
+        "dropout_p of type str.*a plain number",
+    ),
+    "several seeds": (
+        lambda: regard.attention(Q, K, V, dropout_p=0.1, dropout_seed=np.arange(2)),
+        errors.OptionError,
+        "dropout_seed=.*an integer",
+    ),
+    "half a seed": (
+        lambda: regard.attention(Q, K, V, dropout_p=0.1, dropout_seed=np.float32(0.5)),
+        errors.OptionError,
+        "dropout_seed=.*an integer",
+    ),
+    "furthest distance": (
+        lambda: regard.t5_bias(np.ones((8, 4), "f4"), max_distance="far"),
+        errors.OptionError,
+        "max_distance='far'.*an integer",
+    ),
+    "tables and offsets for each": (
+        lambda: regard.attention(
+            Q, K, V, bias=regard.relative_bias(np.ones((2, 4, 5), "f4"), align=[0, 1])
+        ),
+        errors.OptionError,
+        "a table and an align for each batch element.*shared",
+    ),
     "head sizes": (
         lambda: regard.weights(Q, K[..., :5]),
         errors.ShapeError,
@@ -187,9 +229,29 @@ REFUSED = {
     "backend": (
         lambda: regard.attention(Q, K, V, backend="cuda"),
         errors.BackendError,
-        "backend='cuda'.*native, reference",
+        "backend='cuda'.*native or reference, or torch",
     ),
 }
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_bytes_in_the_other_order_are_refused_after_plain_calls_too(place):
+    arrays = [Q, K, V, np.ones((5, 7), "f4")]
+    regard.attention(*arrays[:3], bias=arrays[3])
+    arrays[place] = arrays[place].astype(">f4")
+    with pytest.raises(errors.DtypeError, match="order of bytes"):
+        regard.attention(*arrays[:3], bias=arrays[3])
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5, 8), (2, 4, 0, 8)], ids=str)
+def test_masks_combine_where_there_is_nothing(shape):
+    q = np.ones(shape, "f4")
+    k = np.ones((shape[0], 2, 7, 8), "f4")
+    for mask in (
+        regard.causal(0) & regard.window(2, 2, align=0),
+        regard.causal(0) | regard.prefix(2),
+    ):
+        assert regard.attention(q, k, k, mask=mask).shape == shape
 
 
 W = regard.weights(Q, K)

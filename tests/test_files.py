@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch import nn
 import regard
 from attending import BIAS, Attend, Block
 from regard._arrays import as_numpy
+from regard._files import replacing
 from regard.errors import FileFormatError, ShapeError
 from regard.operator import DEFAULT_READ_OUTS
 from regard.recording import watch
@@ -214,3 +217,51 @@ def test_differences(tmp_path):
         compare(one, recorded(layers=[0]))
     with pytest.raises(ShapeError, match="same number of tokens"):
         compare(one, recorded(heads=[0]))
+
+
+def test_files_are_replaced_as_their_places_are(tmp_path):
+    seen = recorded()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "run.regard")
+    before = os.umask(0o027)
+    try:
+        seen.save(tmp_path / "link")
+    finally:
+        os.umask(before)
+    target = tmp_path / "there" / "run.regard"
+    assert (tmp_path / "link").is_symlink() and len(regard.load(target)) == len(seen)
+    assert target.stat().st_mode & 0o777 == 0o640
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / "pipe").read_bytes)
+        with replacing(tmp_path / "pipe") as stream:
+            stream.write(b"through it")
+    assert read.result() == b"through it" and (tmp_path / "pipe").is_fifo()
+
+
+def test_nothing_is_left_of_a_file_that_was_not_finished(tmp_path):
+    (tmp_path / "kept").write_bytes(b"before")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "kept") as stream:
+        stream.write(b"half")
+        raise ZeroDivisionError
+    assert (tmp_path / "kept").read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [tmp_path / "kept"]
+
+
+def test_numbers_in_another_order_of_bytes_are_read_as_what_they_are(tmp_path):
+    seen = recorded()
+    seen.save(tmp_path / "run.regard", arrays=True)
+    with (
+        zipfile.ZipFile(tmp_path / "run.regard") as file,
+        zipfile.ZipFile(tmp_path / "other.regard", "w") as other,
+    ):
+        for name in file.namelist():
+            content = file.read(name)
+            if name.endswith(".npy"):
+                array = np.load(io.BytesIO(content))
+                stream = io.BytesIO()
+                np.save(stream, array.astype(array.dtype.newbyteorder(">")))
+                content = stream.getvalue()
+            other.writestr(name, content)
+    for found, wanted in zip(regard.load(tmp_path / "other.regard"), seen, strict=True):
+        assert equal(found.dense(), wanted.dense())

@@ -9,6 +9,7 @@ import torch
 import regard
 from problems import problem
 from regard.errors import BackendError, MaskError, ShapeError
+from regard.masks import edge_count
 from test_native import check, check_backward
 
 SIZES = ["float16", "bfloat16", "float32", "float64"]
@@ -64,6 +65,21 @@ def test_a_bias_that_all_edges_share(isa, heads, dtype):
     check_backward(
         problem(rng, (2, 4, 2, 70, 90, 16, 16), dtype, mask=regard.graph(found), **options)
     )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
+def test_edges_of_unsigned_integers(dtype):
+    found = np.array([[0, 5], [1, 0]])
+    q = np.ones((1, 2, 6, 4), "f4")
+    one, other = (regard.weights(q, q, mask=regard.graph(e)) for e in (found, found.astype(dtype)))
+    np.testing.assert_array_equal(one.dense(), other.dense())
+
+
+def test_a_graph_and_many_masks_are_counted_at_once():
+    mask = regard.graph(np.array([[0, 5], [1, 0]]))
+    for n in range(200):
+        mask = mask & regard.prefix(n + 1)
+    assert edge_count(mask) == 2
 
 
 def test_a_node_of_many_edges_and_values_of_as_many_heads_as_queries(isa):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import regard
-from regard.errors import ShapeError
+from regard.errors import DtypeError, MaskError, OptionError, ShapeError
 from regard.layers import Alibi, KeyValueCache, MultiHeadAttention, Rotary
 
 
@@ -24,6 +24,37 @@ def test_it_holds_what_was_appended():
         assert len(cache) == n
     torch.testing.assert_close(cache.key, torch.cat([key for key, _ in given], 1))
     torch.testing.assert_close(cache.value, torch.cat([value for _, value in given], 1))
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing():
+    cache, ((key, value), (other, _)) = KeyValueCache(), pieces(2)
+    cache.append(key, value)
+    refused = [
+        (other[:1], value, ShapeError),
+        (other[:, :, :1], value, ShapeError),
+        (other[0], value, ShapeError),
+        (other.expand(2, 2, 3, 4), value, ShapeError),
+        (other.double(), value, DtypeError),
+    ]
+    for one, two, kind in refused:
+        with pytest.raises(kind):
+            cache.append(one, two)
+    for change in (cache.crop, cache.slide):
+        with pytest.raises(OptionError, match="-1"):
+            change(-1)
+    assert len(cache) == 1 and torch.equal(cache.key, key)
+
+
+def test_a_call_that_is_refused_leaves_the_cache_as_it_was():
+    layer, cache = MultiHeadAttention(8, 2).eval(), KeyValueCache()
+    x = torch.randn(1, 6, 8)
+    whole = layer(x, mask=regard.causal())
+    layer(x[:, :5], cache=cache, mask=regard.causal())
+    with pytest.raises(MaskError):
+        layer(x[:, 5:], cache=cache, mask=regard.causal())
+    assert len(cache) == 5
+    found = layer(x[:, 5:], cache=cache, mask=regard.causal(align="lower_right"))
+    torch.testing.assert_close(found, whole[:, 5:])
 
 
 def test_memory_is_reserved_in_advance():

@@ -284,3 +284,17 @@ def test_blocks_of_another_shape_say_which_was_wanted():
         regard.blocks(np.ones((2, 2)), 4)
     with pytest.raises(OptionError, match="1 or more"):
         regard.blocks(on, 0)
+
+
+def test_many_intervals_of_long_rows_stay_intervals():
+    mask = regard.neighborhood((40, 40), 9) & regard.prefix(1500)
+    seen = mask.visibility(Extent((1,), 1, 1600, 1600))
+    assert seen.dense is None and seen.intervals.shape[-2] > 16
+    both = regard.neighborhood((40, 40), 9).visibility(Extent((1,), 1, 1600, 1600)).as_dense(1600)
+    both = both & (np.arange(1600) < 1500)
+    np.testing.assert_array_equal(seen.as_dense(1600), both)
+
+
+def test_a_grid_without_cells():
+    q = np.ones((1, 1, 0, 4), np.float32)
+    assert regard.attention(q, q, q, mask=regard.neighborhood((0, 3), 1)).shape == q.shape

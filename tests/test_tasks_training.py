@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 
 import pytest
 
@@ -14,6 +17,7 @@ for needed in ("lightning", "tokenizers", "sacrebleu", "sacremoses", "safetensor
 from regard.errors import FileFormatError, OptionError  # noqa: E402
 from regard.tasks import checkpoints, curve, runs  # noqa: E402
 from regard.tasks.checkpoints import Checkpoint  # noqa: E402
+from regard.tasks.interruption import Interruption  # noqa: E402
 from regard.tasks.sequences import SequenceUse  # noqa: E402
 from regard.tasks.training import Learner  # noqa: E402
 from regard.tasks.translation import Translation  # noqa: E402
@@ -210,3 +214,29 @@ def test_the_report_says_how_to_get_the_figures_again(uninterrupted):
     assert len(found["curve"]) == 3
     assert found["figures"]["sentences"] == len(trained.task.pairs("validation"))
     assert 0 <= found["figures"]["alignment"]["error_rate"] <= 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_that_python_loses_is_raised_again():
+    class Loses:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    interruption, went_on = Interruption(), False
+    with pytest.raises(KeyboardInterrupt), interruption.heard():
+        Loses()
+        went_on = True
+        interruption.on_train_batch_end()
+    assert went_on
+
+
+def test_checkpoints_name_no_files_elsewhere(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"../secret": [1, "a"]}')
+    about = {"task": "translation", "settings": {}, "step": 1, "validation_loss": 1, "tied": {}}
+    (tmp_path / "task.json").write_text(json.dumps({**about, "assets": []}))
+    with pytest.raises(FileFormatError, match=r"\.\./secret is no name of a file beside it"):
+        Checkpoint.open(tmp_path)
+    (tmp_path / "task.json").write_text(json.dumps({"assets": []}))
+    with pytest.raises(FileFormatError, match=r"task\.json lacks settings, step, task"):
+        Checkpoint.open(tmp_path)

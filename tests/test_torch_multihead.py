@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from regard.errors import OptionError
+from regard.errors import DtypeError, OptionError
 from regard.torch import MultiheadAttention
 
 B, L, S, H, SIZE = 3, 5, 7, 4, 16
@@ -108,3 +108,12 @@ def test_dropout_in_training_alone():
     assert not torch.equal(first, second)
     ours.eval()
     assert torch.equal(ours(*tensors)[0], ours(*tensors)[0])
+
+
+@pytest.mark.parametrize("name", ["attn_mask", "key_padding_mask"])
+def test_integers_are_no_masks(name):
+    module = MultiheadAttention(SIZE, H)
+    x = torch.randn(L, B, SIZE)
+    shape = (L, L) if name == "attn_mask" else (B, L)
+    with pytest.raises(DtypeError, match=f"{name} of type torch.int64.*booleans"):
+        module(x, x, x, **{name: torch.ones(shape, dtype=torch.int64)})

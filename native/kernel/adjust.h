@@ -28,6 +28,17 @@ inline void bend(const regard_problem &p, int64_t count, T *scores, T *slope) {
   }
 }
 
+// A score with its bias. A finite one below kLeastScore counts as that: where all are, as in a row
+// that -1e9 or the lowest number hides as a whole, logarithms of sums would be too large to hold
+// what weights are. Nowhere else does it change a weight.
+template <class T>
+constexpr T kLeastScore = -131072;
+template <class T>
+REGARD_INLINE Vec<T> biased(Vec<T> score, Vec<T> factor, Vec<T> bias) {
+  const Vec<T> sum = fma(score, factor, bias);
+  return select(less(broadcast(-kInfinity<T>), sum), max(broadcast(kLeastScore<T>), sum), sum);
+}
+
 // `factor` times scores [key][row] of rows r, r + 1, …, one in each lane, and `count` keys from
 // `begin` on, plus their bias, which is transposed in squares that stay in registers.
 template <class T>
@@ -59,7 +70,7 @@ inline void add_bias(const regard_problem &p, const Rows<T> &rows, int r, int64_
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) {
       if (j + i >= count) break;
-      store(to + i * rows.width, load(to + i * rows.width) * f + square[i]);
+      store(to + i * rows.width, biased<T>(load(to + i * rows.width), f, square[i]));
     }
   }
 }
@@ -82,7 +93,7 @@ inline void add_distances(const regard_problem &p, const Rows<T> &rows, int r, i
   const Vec<T> f = broadcast(factor);
   for (int64_t j = 0; j < count; ++j) {
     T *to = scores + j * rows.width;
-    store(to, load(to) * f + reverse(load(from + j)));
+    store(to, biased<T>(load(to), f, reverse(load(from + j))));
   }
 }
 

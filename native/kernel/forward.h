@@ -250,8 +250,9 @@ class Forward {
   void await_values(const State &s, int64_t begin) const {
     const Rows<T> &rows = s.block.rows;
     const int64_t head = rows.head[0] / (p_.heads / p_.value_heads), size = element_size(p_.dtype);
-    const void *first = row_of(p_.value, p_.dtype, rows.batch, head, begin);
-    const Operand<char> values{static_cast<const char *>(first), p_.value.row_stride * size};
+    const regard_array value = array_at(p_, p_.value, rows.batch, begin);
+    const void *first = row_of(value, p_.dtype, rows.batch, head, begin);
+    const Operand<char> values{static_cast<const char *>(first), value.row_stride * size};
     for (int64_t j = 0; j < kStep; ++j) prefetch_row(values, j, p_.value_size * size);
   }
 

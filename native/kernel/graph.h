@@ -272,8 +272,9 @@ class Graph {
     for (int64_t e = 0; e < row.count; ++e) {
       T lanes[L];
       const char *at = bias + row.edge[e] * p_.bias.key_stride * size;
-      store(lanes, widen<T>(at, 1, p_.bias_dtype));
-      scores[e] += lanes[0];
+      const Vec<T> score = broadcast(scores[e]);
+      store(lanes, biased<T>(score, broadcast<T>(1), widen<T>(at, 1, p_.bias_dtype)));
+      scores[e] = lanes[0];
     }
   }
 

@@ -113,7 +113,7 @@ class Call {
  private:
   void read() {
     const Buffer &q = argument(kQuery), &k = argument(kKey), &v = argument(kValue);
-    if (!has_rank(q, 4) || !has_rank(k, 4)) return;
+    if (!has_rank(q, 4) || !has_rank(k, 4) || (!absent(v) && !has_rank(v, 4))) return;
     const int heads = blhd_ ? 2 : 1, length = blhd_ ? 1 : 2;
     regard_problem &p = problem_;
     p.batch = q.dims[0], p.heads = q.dims[heads], p.queries = q.dims[length];

@@ -37,6 +37,8 @@ def accelerate(model: nn.Module) -> Acceleration:
 
     Raises: ModelError where nothing is found.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a model of type {type(model).__name__}", "a torch.nn.Module")
     changes = Acceleration(model)
     for name, module in model.named_modules():
         if type(module).__module__.startswith("transformers.") and hasattr(module, "config"):
@@ -124,9 +126,12 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in FUNCTIONS and not (args[0].is_nested and args[0].layout is torch.strided):
-            func = scaled_dot_product_attention
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in FUNCTIONS:
+            query = args[0] if args else kwargs["query"]
+            if not (query.is_nested and query.layout is torch.strided):
+                func = scaled_dot_product_attention
+        return func(*args, **kwargs)
 
 
 def _through_regard(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -148,26 +148,81 @@ def weights(
     return AttentionWeights(problem, front, backend)
 
 
-def scores(query: Any, key: Any, **options: Any) -> Any:
+def scores(
+    query: Any,
+    key: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    score: Any = "dot",
+    layout: str = "BHLD",
+    precision: str | None = None,
+    backend: str | None = None,
+) -> Any:
     """The scores (B, H, Lq, Lk), dense: after scale, softcap and bias; what a mask hides is −∞.
 
-    Arguments as in `weights`. Memory is quadratic in length: this is the matrix. The type is
-    float32, or float64 for float64.
+    Arguments as in `weights`; sinks have no score. Memory is quadratic in length: this is the
+    matrix. The type is float32, or float64 for float64.
     """
-    return weights(query, key, **options).scores()
-
-
-def plan(query: Any, key: Any, value: Any, *, backend: str | None = None, **options: Any) -> Plan:
-    """What would compute `attention` with these arguments, and why; print it."""
-    front = front_end(
-        query=query,
-        key=key,
-        value=value,
-        sinks=options.get("sinks"),
-        **arrays_in(options.get("bias")),
-        **arrays_of(options.get("score")),
+    operator = weights(
+        query,
+        key,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        score=score,
+        layout=layout,
+        precision=precision,
+        backend=backend,
     )
-    made: Plan = front.plan(_problem(front, query, key, value, **options), backend)
+    return operator.scores()
+
+
+def plan(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    score: Any = "dot",
+    dropout_p: float = 0.0,
+    dropout_seed: Any = None,
+    layout: str = "BHLD",
+    precision: str | None = None,
+    backend: str | None = None,
+) -> Plan:
+    """What would compute `attention` with these arguments, and why; print it. Nothing is computed.
+
+    Arguments, and errors for what does not fit together, as in `attention`.
+    """
+    given = {"sinks": sinks, **arrays_in(bias), **arrays_of(score)}
+    front = front_end(query=query, key=key, value=value, **given)
+    problem = _problem(
+        front,
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        score=score,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+        layout=layout,
+        precision=precision,
+    )
+    made: Plan = front.plan(problem, backend)
     return made
 
 

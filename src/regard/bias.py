@@ -31,6 +31,7 @@ from regard.masks import Extent
 from regard.masks.positions import Align, checked_align, offset_of
 
 __all__ = [
+    "LEAST_SCORE",
     "Bias",
     "alibi",
     "alibi_slopes",
@@ -41,6 +42,11 @@ __all__ = [
     "spread",
     "t5_bias",
 ]
+
+# A finite score below it, after its bias, counts as that: where all are, as in a row that -1e9 or
+# the lowest number hides as a whole, the logarithm of their sum would be too large to hold what
+# weights are. Nowhere else does it change a weight.
+LEAST_SCORE = -131072.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,6 +123,11 @@ class Relative(Bias):
 
     def _entries(self, front: ModuleType, array: Any, distances: Any) -> Any:
         furthest = array.shape[-1] // 2
+        if len(array.shape) > 2 and len(distances.shape) > 1:
+            raise OptionError(
+                "relative_bias() with a table and an align for each batch element",
+                "one of the two shared by all",
+            )
         return front.take(array, distances.clip(-furthest, furthest) + furthest)
 
     def _check_heads(self, extent: Extent) -> None:
@@ -222,6 +233,8 @@ def t5_bias(
     array, constant = _array(weight, "weight")
     if len(array.shape) != 2:
         raise ShapeError(f"a weight {tuple(array.shape)}", "(buckets, H)")
+    if not isinstance(max_distance, int):
+        raise OptionError(f"max_distance={max_distance!r}", "an integer")
     if not buckets_fit(array.shape[0], bidirectional, max_distance):
         raise OptionError(
             f"{array.shape[0]} buckets, max_distance={max_distance}, bidirectional={bidirectional}",

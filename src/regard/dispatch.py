@@ -50,15 +50,16 @@ def choose(backend: str | None) -> tuple[str, str]:
     Raises: BackendError.
     """
     if backend is not None and backend not in BACKENDS:
-        raise BackendError(f"backend={backend!r}", f"None or one of {', '.join(BACKENDS)}")
+        own = "torch, jax or tensorflow for arrays of that framework"
+        raise BackendError(f"backend={backend!r}", f"None, {' or '.join(BACKENDS)}, or {own}")
     if backend == "reference":
         return "reference", "asked for by name"
-    problem = native.available()
-    if problem is None:
+    obstacle = native.available()
+    if obstacle is None:
         return "native", "asked for by name" if backend else "the fastest for arrays in main memory"
     if backend == "native":
-        raise BackendError(f"backend='native', but {problem}")
-    return "reference", f"the native core cannot be used ({problem})"
+        raise BackendError(f"backend='native', but {obstacle}")
+    return "reference", f"the native core cannot be used ({obstacle})"
 
 
 def plan(problem: Problem, backend: str | None) -> Plan:
@@ -169,7 +170,7 @@ def on_edges(problem: Problem, backend: str | None = None) -> npt.NDArray[Any]:
         raise MaskError(
             f"weights on edges, with mask {problem.mask!r}",
             "mask=regard.graph(edges)",
-            "edges(at_least=…) lists the large weights under any mask",
+            "threshold(…) lists the large weights under any mask",
         )
     found = np.zeros((extent.flat_batch, extent.heads, edges.count), problem.accumulation_dtype)
     if choose(backend)[0] == "native":

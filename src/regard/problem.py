@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +29,7 @@ from regard.masks import (
     rebuild,
     visibility,
 )
+from regard.options import checked_dropout, checked_scale, checked_seed, checked_softcap
 from regard.score import Additive, as_score
 
 __all__ = ["DTYPES", "LAYOUTS", "PRECISIONS", "Problem", "make"]
@@ -268,10 +268,10 @@ def make(
         vector=additive and additive.vector,
         activation=additive.activation if additive else "tanh",
         negative_slope=float(additive.negative_slope) if additive else 0.0,
-        scale=_scale(scale, query.shape[-1]),
-        softcap=_softcap(softcap),
-        dropout_p=_dropout(dropout_p),
-        dropout_seed=_seed(dropout_seed),
+        scale=checked_scale(scale, query.shape[-1]),
+        softcap=checked_softcap(softcap),
+        dropout_p=checked_dropout(dropout_p),
+        dropout_seed=checked_seed(dropout_seed),
         layout=layout,
         precision=precision,
     )
@@ -368,46 +368,3 @@ def _check_bias(problem: Problem) -> None:
         f"one that broadcasts to {letters} = {extent.shape}",
         "add dimensions of size 1 where it is shared",
     )
-
-
-def _scale(scale: Any, head_size: int) -> float:
-    if scale is None:
-        return 1.0 / math.sqrt(head_size) if head_size else 1.0
-    number = _number("scale", scale)
-    if not math.isfinite(number):
-        raise OptionError(f"scale={number}", "a finite number", "leave it out for 1/√D")
-    return number
-
-
-def _softcap(softcap: Any) -> float:
-    number = 0.0 if softcap is None else _number("softcap", softcap)
-    if not (math.isfinite(number) and number >= 0):
-        raise OptionError(f"softcap={softcap}", "a positive number, or None for no cap")
-    return number
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, str) or getattr(value, "requires_grad", False):
-        raise OptionError(
-            f"{name} of type {type(value).__name__}",
-            "a plain number, since no gradient reaches it",
-            "a learned factor belongs to the queries: multiply the queries by it",
-        )
-    try:
-        return float(value)
-    except TypeError as error:  # of JAX, where a traced number has no value yet
-        raise OptionError(
-            f"{name} of type {type(value).__name__}", "a plain number, known in advance"
-        ) from error
-
-
-def _dropout(dropout_p: float) -> float:
-    if not 0 <= dropout_p < 1:
-        raise OptionError(f"dropout_p={dropout_p}", "a probability, 0 or more and below 1")
-    return float(dropout_p)
-
-
-def _seed(seed: Any) -> Any:
-    if isinstance(seed, (float, str)):
-        raise OptionError(f"dropout_seed={seed!r}", "an integer")
-    return seed

@@ -116,7 +116,8 @@ class Pipeline {
     packed_ = PackedHeads(shape_, heads, output_.data ? p_.batch * p_.value_heads : 0, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
     const int64_t all = heads + (packed_.values ? p_.batch * p_.value_heads : 0);
-    parallel(all * shape_.slices(), p_.threads, &Pipeline::pack_task, this);
+    const int status = parallel(all * shape_.slices(), p_.threads, &Pipeline::pack_task, this);
+    if (status != REGARD_OK) return status;
     const int64_t groups = p_.heads / cut_.heads * p_.batch;
     return parallel(groups * turns(), p_.threads, &Pipeline::turn_task, this);
   }

@@ -75,7 +75,9 @@ class RowPipeline {
     const int64_t value_heads = output_.data ? p_.batch * p_.value_heads : 0;
     packed_ = Packed(sides_, heads, value_heads, scratch);
     if (scratch.failed()) return REGARD_OUT_OF_MEMORY;
-    parallel((heads + value_heads) * sides_.slices(), p_.threads, &RowPipeline::pack_task, this);
+    const int status = parallel((heads + value_heads) * sides_.slices(), p_.threads,
+                                &RowPipeline::pack_task, this);
+    if (status != REGARD_OK) return status;
     return parallel(cut_.count(p_) / cut_.blocks * panels_, p_.threads, &RowPipeline::panel_task,
                     this);
   }

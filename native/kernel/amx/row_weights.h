@@ -133,8 +133,7 @@ class InnerRow {
     if (!kFree || !bias) return;
     bias_ = bias;
     at_ = (strip.base + strip.first * kDepth) * bias->size;
-    unit_ = broadcast(scale * sums.unit);
-    bias_unit_ = broadcast(sums.unit);
+    scale_ = broadcast(scale);
   }
 
   REGARD_INLINE void next() {
@@ -188,8 +187,9 @@ class InnerRow {
   template <int kHalf, int kPart>
   REGARD_INLINE F scaled(F shift) const {
     constexpr int kAt = kHalf * kDepth + kPart * 16;
-    if (kFree && bias_) shift = fma(bias<kAt>(), bias_unit_, shift);
-    return fma(load(scores_ + kAt), unit_, shift);
+    F score = load(scores_ + kAt);
+    if (kFree && bias_) score = biased<float>(score, scale_, bias<kAt>());
+    return fma(score, unit_, shift);
   }
 
   template <int kAt>
@@ -228,7 +228,7 @@ class InnerRow {
   uint16_t *to_;
   int64_t half_, at_ = 0;
   int row_ = 0, hide_, halves_;
-  F unit_, bias_unit_;
+  F unit_, scale_;
   __m512i wild_;
 };
 
@@ -300,13 +300,14 @@ class AnyRow {
     if (!b.key_stride) {
       const F all = widen<float>(from, 1, p_.bias_dtype);
       const F same = {_mm512_broadcastss_ps(_mm512_castps512_ps128(all.v))};
-      for (int i = 0; i < 2; ++i) x[i] = fma(x[i], factor, same);
+      for (int i = 0; i < 2; ++i) x[i] = biased<float>(x[i], factor, same);
       return;
     }
     for (int i = 0; i < 2; ++i) {
       const int64_t key = first + i * 16, there = std::max<int64_t>(p_.keys - key, 0);
       const char *at = from + std::min(key, p_.keys) * size;
-      x[i] = fma(x[i], factor, widen<float>(at, std::min<int64_t>(there, 16), p_.bias_dtype));
+      x[i] = biased<float>(x[i], factor,
+                           widen<float>(at, std::min<int64_t>(there, 16), p_.bias_dtype));
       // Rows are too far apart for the processor to see a stream in them.
       __builtin_prefetch(at + 2 * kStripKeys * size);
     }

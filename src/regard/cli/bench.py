@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ def bench(dtype: str, seconds: float, as_json: bool) -> None:
     """Print a table of ratios with their spread, or JSON. Raises: OptionError, ModelError."""
     if dtype not in DTYPES:
         raise OptionError(f"--dtype {dtype}", f"one of {', '.join(DTYPES)}")
+    if not 0 <= seconds < math.inf:
+        raise OptionError(f"--seconds {seconds}", "a number of seconds")
     try:
         with loading():
             import torch

@@ -39,7 +39,7 @@ def doctor() -> int:
         ("NumPy", np.__version__),
     ]
     _section(console, "Versions", versions)
-    problem, lines = _native()
+    wrong, lines = _native()
     _section(console, "Native core", lines)
     chosen, reason = choose(None)
     _section(
@@ -48,9 +48,9 @@ def doctor() -> int:
         [("there are", ", ".join(BACKENDS)), ("by default", f"{chosen}: {reason}")],
     )
     _section(console, "Optional", list(map(_optional, _OPTIONAL)))
-    verdict = f"Problem: {problem}" if problem else "All is well."
-    console.print(Text(verdict, style="bold red" if problem else "bold green"))
-    return 1 if problem else 0
+    verdict = f"Problem: {wrong}" if wrong else "All is well."
+    console.print(Text(verdict, style="bold red" if wrong else "bold green"))
+    return 1 if wrong else 0
 
 
 def _section(console: Console, title: str, lines: list[tuple[str, str]]) -> None:
@@ -65,9 +65,9 @@ def _section(console: Console, title: str, lines: list[tuple[str, str]]) -> None
 
 def _native() -> tuple[str, list[tuple[str, str]]]:
     """(what is wrong, or nothing; lines to print)."""
-    problem = native.available()
-    if problem is not None:
-        return problem, [("cannot be used", problem)]
+    obstacle = native.available()
+    if obstacle is not None:
+        return obstacle, [("cannot be used", obstacle)]
     error = _error()
     wrong = "" if error <= _TOLERANCE else f"the native core is off by {error:.1e}"
     forced = os.environ.get("REGARD_ISA")

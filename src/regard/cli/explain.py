@@ -91,12 +91,15 @@ class Report:
         return json.dumps(content, indent=1, allow_nan=False)
 
 
+def place(row: Any) -> dict[str, Any]:
+    """Where the head of a row is, for JSON."""
+    return {"layer": row.layer, "head": row.head, "module": row.name}
+
+
 def head(row: Any) -> dict[str, Any]:
     """A row of the table of heads, for JSON."""
     return {
-        "layer": row.layer,
-        "head": row.head,
-        "module": row.name,
+        **place(row),
         "kind": row.kind,
         "evidence": row.evidence,
         "scores": {name: number(value) for name, value in row.scores.items()},
@@ -138,6 +141,8 @@ def check_options(request: Request) -> None:
     for path in (request.html, request.save):
         if path is not None:
             sources.check_output(path, request.text)
+    if request.html is not None and request.html == request.save:
+        raise OptionError(f"--html and --save {request.save}", "two different files")
 
 
 def _read(

@@ -6,12 +6,12 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from regard.cli import show, sources
+from regard.cli.explain import head, number, place
 from regard.cli.show import plain, plain_table
 from regard.errors import OptionError
 from regard.recording.diff import compare
@@ -43,9 +43,9 @@ def heads(file: Path, sort: str, as_csv: bool, as_json: bool) -> None:
         raise OptionError("--csv and --json", "one of the two")
     rows = list(table(load(file)))
     if sort != "layer":
-        rows.sort(key=lambda row: -_number(row.scores[sort], -1.0))
+        rows.sort(key=lambda row: -_known(row.scores[sort]))
     if as_json:
-        print(json.dumps([_as_dict(row) for row in rows], indent=1, allow_nan=False))
+        print(json.dumps([head(row) for row in rows], indent=1, allow_nan=False))
         return
     if as_csv:
         lines = io.StringIO()
@@ -74,10 +74,10 @@ def diff(one: Path, other: Path, top: int, as_json: bool, html: Path | None) -> 
     if as_json:
         rows = [
             {
-                **_place(change.first),
+                **place(change.first),
                 "distance": round(change.distance, 6),
                 "kinds": [change.first.kind, change.second.kind],
-                "changes": {n: None if v != v else round(v, 6) for n, v in change.changes.items()},
+                "changes": {name: number(value) for name, value in change.changes.items()},
             }
             for change in found
         ]
@@ -115,18 +115,10 @@ def _write(
     Console(highlight=False).print(Text(f"Page written to {html}", style="green"))
 
 
-def _place(row: Any) -> dict[str, Any]:
-    return {"layer": row.layer, "head": row.head, "module": row.name}
+def _known(score: float) -> float:
+    """Unknown scores come last."""
+    return -1.0 if score != score else score
 
 
-def _as_dict(row: Any) -> dict[str, Any]:
-    scores = {name: _number(value, None) for name, value in row.scores.items()}
-    return {**_place(row), "kind": row.kind, "evidence": row.evidence, "scores": scores}
-
-
-def _number(value: float, unknown: Any) -> Any:
-    return unknown if value != value else round(value, 6)
-
-
-def _shown(value: float) -> str:
-    return "–" if value != value else f"{value:.3f}"
+def _shown(score: float) -> str:
+    return "–" if score != score else f"{score:.3f}"

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["heads", "plain", "plain_table", "report", "working", "written"]
 
 _TELLING = 12
-_BAR = 20
 
 # What a head does, as the end of "… % of attention".
 _PHRASES = {

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from regard._files import decoded, read_bytes
 from regard.errors import FileFormatError, ModelError, OptionError
 
 __all__ = [
@@ -44,7 +45,7 @@ def source(given: str) -> tuple[str, str]:
             raise FileFormatError("stdin is closed", "a text on it")
         text, name = _decode(sys.stdin.buffer.read(), "stdin"), "stdin"
     elif _is_path(given):
-        text, name = _decode(_bytes(Path(given)), given), Path(given).name
+        text, name = _decode(read_bytes(Path(given)), given), Path(given).name
     else:
         text, name = _decode(given.encode(errors="surrogateescape"), "the text"), "the text"
     if not text.strip():
@@ -59,7 +60,7 @@ def is_picture(given: str) -> bool:
 
 def picture(given: str) -> bytes:
     """The bytes of a file. Raises FileFormatError."""
-    return _bytes(Path(given))
+    return read_bytes(Path(given))
 
 
 def _is_path(given: str) -> bool:
@@ -73,19 +74,8 @@ def _is_path(given: str) -> bool:
     return alone and (os.sep in given or re.search(r"\w\.[A-Za-z]\w{0,4}$", given) is not None)
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise FileFormatError(f"{path} cannot be read: {reason}") from error
-
-
 def _decode(content: bytes, name: str) -> str:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{name} is not text in UTF-8", "a plain text file") from error
+    text = decoded(content, name)
     if "\0" in text:
         raise FileFormatError(f"{name} is a binary file", "a plain text file")
     return text

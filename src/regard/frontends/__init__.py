@@ -15,7 +15,7 @@ A framework is never imported for the user: it is there because their array brou
     cast(array, dtype)                  the array in that type
     take(table, index)                  entries of tables; a front end without it, and without cast,
                                         takes no biases by distance
-    check(*arrays)                      that they can be used together
+    check(**arrays)                     that they can be used together
     version(array)                      changes with each change in place; None: cannot tell
     copy(array)                         an independent copy
     host(problem, backend)              the problem in main memory, and what reads it out there

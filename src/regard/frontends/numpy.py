@@ -12,7 +12,7 @@ import numpy.typing as npt
 from regard import dispatch
 from regard._arrays import as_it_is as enter
 from regard._arrays import as_it_is as leave
-from regard.errors import OptionError
+from regard.errors import DtypeError, OptionError
 from regard.frontends.repeated import FRONT_ENDS
 from regard.masks import Mask
 from regard.problem import Problem, make
@@ -113,7 +113,14 @@ def broadcast(array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def check(**arrays: Array | None) -> None:
-    """NumPy's arrays all lie in one memory: nothing to check."""
+    """All lie in one memory; a kernel reads numbers in this machine's order of bytes."""
+    for name, array in arrays.items():
+        if array is not None and not array.dtype.isnative:
+            raise DtypeError(
+                f"{name} of type {array.dtype}, whose bytes lie in the other order",
+                "this machine's order of bytes",
+                f'convert it: {name}.astype({name}.dtype.newbyteorder("="))',
+            )
 
 
 def version(array: Any) -> None:

@@ -64,6 +64,7 @@ def _first(front: Any, arrays: Any, mask: Mask | None, bias: Any, signature: Any
     if not all(isinstance(option, _OPTIONS) for option in options):
         return None
     *options, backend = options
+    front.check(**dict(zip(("query", "key", "value"), arrays, strict=True)), bias=bias)
     named = dict(zip(("scale", "softcap", "layout", "precision"), options, strict=True))
     call = front.repeated(front.make(*arrays, mask=mask, bias=bias, **named), backend)
     if len(_known) >= _MOST:

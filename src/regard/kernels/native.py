@@ -236,7 +236,9 @@ def _for_each_edge(d_bias: Any, count: int) -> Any:
         d_bias[...] = 0
         return d_bias
     shape = (*shape[:-1], count)
-    return d_bias.new_zeros(shape) if hasattr(d_bias, "new_zeros") else np.zeros(shape, d_bias.dtype)
+    return (
+        d_bias.new_zeros(shape) if hasattr(d_bias, "new_zeros") else np.zeros(shape, d_bias.dtype)
+    )
 
 
 def read_out(

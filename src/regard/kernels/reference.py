@@ -2,6 +2,7 @@
 
     scores   s = scale · q kᵀ, or additive: s_ij = scale · Σ_a v_a f(q_ia + k_ja)
              s = softcap · tanh(s / softcap);  s = s + bias;  hidden: s = −∞
+             (with a bias, a finite s below LEAST_SCORE counts as that)
     weights  p = exp(s − lse),  lse = log(Σ_j exp s_j  [+ exp sink])
     output   y = (p ∘ dropout) v
 
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard._arrays import as_numpy
-from regard.bias import spread
+from regard.bias import LEAST_SCORE, spread
 from regard.kernels.dropout import kept
 from regard.problem import Problem
 
@@ -134,6 +135,7 @@ def _scores(problem: Problem) -> tuple[Array, Array]:
             bias = spread(bias, problem.extent) if problem.by_distance else bias
             bias = np.broadcast_to(bias, problem.extent.shape)
             s = s + bias.reshape(s.shape).astype(np.float64)
+            s = np.where(s == -np.inf, s, np.maximum(s, LEAST_SCORE))
     return np.where(_seen(problem), s, -np.inf), tanh
 
 

@@ -23,11 +23,11 @@ class Angles:
         if torch.compiler.is_compiling():
             cosines, sines = self._computed(stop, device)
         else:
-            if stop > len(self._tables[0]) or self._tables[0].device != device:
+            cosines, sines = self._tables  # once: threads on other devices replace them
+            if stop > len(cosines) or cosines.device != device:
                 # A tensor of inference mode could not be used in training later.
                 with torch.inference_mode(False):
-                    self._tables = self._computed(max(512, 2 * stop), device)
-            cosines, sines = self._tables
+                    self._tables = cosines, sines = self._computed(max(512, 2 * stop), device)
         return cosines[start:stop], sines[start:stop]
 
     def _computed(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regard.errors import ShapeError
+from regard.errors import DtypeError, OptionError, ShapeError
 
 __all__ = ["KeyValueCache"]
 
@@ -48,12 +48,20 @@ class KeyValueCache:
 
     def append(self, key: Tensor, value: Tensor) -> None:
         """Add keys (B, n, K, D) and values (B, n, K, E) behind those that are there."""
+        _check_appended(self._key, key, "keys")
+        _check_appended(self._value, value, "values")
+        if key.shape[:2] != value.shape[:2]:
+            raise ShapeError(
+                f"keys {tuple(key.shape)} and values {tuple(value.shape)}",
+                "as many of both: (B, n, K, D) and (B, n, K, E)",
+            )
         self._key = _appended(self._key, self._length, key)
         self._value = _appended(self._value, self._length, value)
         self._length += key.shape[1]
 
     def crop(self, length: int) -> None:
         """Keep the first `length` positions, and forget those behind them."""
+        _check_length(length)
         if self._key is not None and self._value is not None:
             # Views that end there: what lies behind may be the caller's, and is not written to.
             self._key, self._value = self.key[:, :length], self.value[:, :length]
@@ -64,6 +72,7 @@ class KeyValueCache:
 
         The memory of those before them is given back when what is left is next moved.
         """
+        _check_length(length)
         surplus = self._length - length
         if self._key is not None and self._value is not None and surplus > 0:
             self._key, self._value = self._key[:, surplus:], self._value[:, surplus:]
@@ -80,6 +89,26 @@ class KeyValueCache:
                 _chosen(held, self._length, index) for held in (self._key, self._value)
             )
         self.shared = shared
+
+
+def _check_length(length: int) -> None:
+    if length < 0:
+        raise OptionError(f"a length of {length}", "a number of positions, 0 or more")
+
+
+def _check_appended(held: Tensor | None, new: Tensor, name: str) -> None:
+    if new.ndim != 4:
+        raise ShapeError(f"{name} {tuple(new.shape)}", "(B, n, K, size)")
+    if held is None:
+        return
+    (batch, _, *rest), dtype = held.shape, held.dtype
+    if (new.shape[0], *new.shape[2:]) != (batch, *rest):
+        raise ShapeError(
+            f"{name} {tuple(new.shape)} for a cache of {tuple(held.shape)}",
+            "the same batch, heads and size",
+        )
+    if new.dtype != dtype:
+        raise DtypeError(f"{name} of type {new.dtype} for a cache of {dtype}", f"{dtype}")
 
 
 def _filled(array: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regard.bias import Bias
-from regard.errors import OptionError
+from regard.errors import OptionError, RegardError, ShapeError
 from regard.layers.cache import KeyValueCache
 from regard.layers.distances import Alibi, RelativePositions
 from regard.layers.heads import attend
@@ -49,6 +49,12 @@ class MultiHeadAttention(nn.Module):
     ) -> None:
         super().__init__()
         key_heads, key_width = key_heads or heads, key_width or width
+        if min(width, heads, key_heads, key_width, head_size or 1) < 1:
+            raise OptionError(
+                f"width={width}, heads={heads}, key_heads={key_heads}, head_size={head_size}, "
+                f"key_width={key_width}",
+                "sizes of 1 or more",
+            )
         if (head_size is None and width % heads) or heads % key_heads:
             raise OptionError(
                 f"width={width}, heads={heads}, key_heads={key_heads}",
@@ -57,7 +63,7 @@ class MultiHeadAttention(nn.Module):
             )
         size = head_size or width // heads
         self.width, self.heads, self.key_heads, self.dropout = width, heads, key_heads, dropout
-        self.rotary, self.position_bias = rotary, position_bias
+        self.key_width, self.rotary, self.position_bias = key_width, rotary, position_bias
         self.query = nn.Linear(width, heads * size, bias=bias)
         self.key = nn.Linear(key_width, key_heads * size, bias=bias)
         self.value = nn.Linear(key_width, key_heads * size, bias=bias)
@@ -91,13 +97,16 @@ class MultiHeadAttention(nn.Module):
 
         Raises: regard.errors.ShapeError, MaskError, DtypeError.
         """
+        _check_input(query, self.width)
         past = 0 if cache is None else cache.position
         held = (
             key
             if isinstance(key, KeyValueCache)
             else self.project(query if key is None else key, value, start=past)
         )
+        before = 0
         if cache is not None:
+            before = len(cache)
             cache.append(held.key, held.value)
             held = cache
         queries = self.query(query).unflatten(-1, (self.heads, -1))
@@ -110,16 +119,21 @@ class MultiHeadAttention(nn.Module):
             else:  # of two, or of rows of queries side by side, the matrix
                 matrix = own(query.shape[1], len(held))
                 bias = matrix if bias is None else bias + matrix
-        output, weights = attend(
-            queries,
-            held.key,
-            held.value,
-            mask=mask,
-            bias=bias,
-            shared=held.shared,
-            dropout_p=self.dropout if self.training else 0.0,
-            return_weights=return_weights,
-        )
+        try:
+            output, weights = attend(
+                queries,
+                held.key,
+                held.value,
+                mask=mask,
+                bias=bias,
+                shared=held.shared,
+                dropout_p=self.dropout if self.training else 0.0,
+                return_weights=return_weights,
+            )
+        except RegardError:
+            if cache is not None:  # as it was: the call can be made again
+                cache.crop(before)
+            raise
         output = self.output(output)
         return (output, weights) if return_weights else output
 
@@ -129,8 +143,14 @@ class MultiHeadAttention(nn.Module):
         start: the position of the first, for rotary positions.
         """
         heads = (self.key_heads, -1)
+        _check_input(key, self.key_width)
         keys = self.key(key).unflatten(-1, heads)
         values = self.value(key if value is None else value).unflatten(-1, heads)
         if self.rotary is not None:
             keys = self.rotary(keys, start)
         return KeyValueCache(keys, values)
+
+
+def _check_input(given: Tensor, width: int) -> None:
+    if given.ndim != 3 or given.shape[-1] != width:
+        raise ShapeError(f"vectors {tuple(given.shape)}", f"(B, length, {width})")

@@ -78,7 +78,7 @@ def graph(edges: Any) -> Mask:
         )
     if array.min(initial=0) < 0 or array.max(initial=0) > np.iinfo(np.int32).max:
         raise MaskError(f"graph(edges) with {array.min()} … {array.max()}", "positions, 0 or more")
-    keys, queries = array
+    keys, queries = array.astype(np.int64, copy=False)
     found = Edges.of(queries, keys)
     rows, others, numbers = found.pairs
     twice = np.flatnonzero((np.diff(rows) == 0) & (np.diff(others) == 0))
@@ -106,5 +106,6 @@ def edge_count(mask: Mask | None) -> int | None:
         case Graph():
             return mask.count
         case Both(one, other):
-            return edge_count(other) if edge_count(one) is None else edge_count(one)
+            found = edge_count(one)
+            return edge_count(other) if found is None else found
     return None

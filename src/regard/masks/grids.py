@@ -43,7 +43,7 @@ class Neighborhood(Mask):
         near = [self._near(axis, i) for axis, i in enumerate(np.asarray(c) for c in coordinates)]
         *leading, (first, last) = near
         widths = [range(int((stop - start).max(initial=0))) for start, stop in leading]
-        pairs = np.zeros((cells, math.prod(map(len, widths)), 2), np.int32)
+        pairs = np.zeros((cells, max(1, math.prod(map(len, widths))), 2), np.int32)
         for n, steps in enumerate(itertools.product(*widths)):
             row, inside = np.zeros(cells, np.int64), np.ones(cells, bool)
             for size, step, (start, stop) in zip(self.shape[:-1], steps, leading, strict=True):

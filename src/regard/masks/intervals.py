@@ -26,6 +26,7 @@ Bools = npt.NDArray[np.bool_]
 
 # More intervals a query than this cost a kernel more than reading a dense mask does.
 MOST_INTERVALS = 16
+_PAIR_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,11 @@ class Visibility:
         return self.intervals is None and self.dense is None and self.edges is None
 
     def normal(self, keys: int) -> Visibility:
-        """The same, dense if the intervals are too many."""
-        if self.intervals is None or self.intervals.shape[-2] <= MOST_INTERVALS:
+        """The same, dense if the intervals are too many, and not much smaller than that."""
+        if self.intervals is None:
+            return self
+        count = self.intervals.shape[-2]
+        if count <= MOST_INTERVALS or 4 * _PAIR_BYTES * count <= keys:
             return self
         return Visibility(dense=self.as_dense(keys))
 
@@ -197,7 +201,8 @@ def _intersect(one: Ints | None, other: Ints | None) -> Ints | None:
     start = np.maximum(one[..., :, None, 0], other[..., None, :, 0])
     stop = np.maximum(np.minimum(one[..., :, None, 1], other[..., None, :, 1]), start)
     pairs = np.stack([start, stop], axis=-1)
-    return _compact(pairs.reshape(*pairs.shape[:-3], -1, 2))
+    count = one.shape[-2] * other.shape[-2]  # not -1: there may be no queries
+    return _compact(pairs.reshape(*pairs.shape[:-3], count, 2))
 
 
 def _unite(one: Ints, other: Ints) -> Ints:

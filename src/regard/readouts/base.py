@@ -14,7 +14,8 @@ import numpy.typing as npt
 from regard.errors import OptionError
 from regard.masks import Extent
 
-__all__ = ["Array", "Dense", "Edges", "Pooled", "ReadOut", "TopK", "TopQueries", "whole"]
+__all__ = ["Array", "Dense", "Edges", "Pooled", "ReadOut", "TopK", "TopQueries"]
+__all__ += ["group_codes", "position", "whole"]
 
 Array = npt.NDArray[Any]
 

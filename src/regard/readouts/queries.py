@@ -26,7 +26,7 @@ __all__ = [
 
 
 class _PerQuery(ReadOut):
-    """One number a query: (B, H, Lq)."""
+    """One number a query, (B, H, Lq), or what a subclass says."""
 
     def fields(self) -> dict[str, Any]:
         self.values = self.empty(self.extent.queries)

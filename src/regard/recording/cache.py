@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regard.recording.call import Parts
+from regard.recording.call import Parts, kept
 from regard.score import Additive
 
 __all__ = ["Cache", "Place", "marks"]
@@ -73,7 +73,7 @@ class Cache:
             return None
         if not torch.equal(given[..., :before, :], self.keys[..., start:, :]):
             return None
-        keys = _kept(given)
+        keys = kept(given)
         if start:
             keys = torch.cat([self.keys, given[..., before:, :]], dim=-2)
         return Place(keys, start, there + new)
@@ -110,10 +110,6 @@ def _form(parts: Parts) -> tuple[object, ...]:
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape
-
-
-def _kept(key: Tensor) -> Tensor:
-    return key.clone() if key.is_inference() or key._version else key
 
 
 def _written(parts: Parts) -> int:

@@ -19,7 +19,7 @@ from regard.recording.entry import Flow
 from regard.recording.terms import Terms
 from regard.score import Additive
 
-__all__ = ["Call", "Found", "Parts", "flow", "parts"]
+__all__ = ["Call", "Found", "Parts", "flow", "kept", "parts"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Parts:
 
     def kept(self) -> Parts:
         """Queries and keys as a record may hold them: copied where `_kept` says so."""
-        return self.replace(query=_kept(self.query), key=_kept(self.key))
+        return self.replace(query=kept(self.query), key=kept(self.key))
 
     def operator(self) -> AttentionWeights:
         """The weights, referring to the parts. Raises: what `regard.weights` raises."""
@@ -226,7 +226,7 @@ def _normal(mask: Mask | None, extent: Extent, heads: list[int] | None = None) -
     return Normal(seen.intervals, seen.dense)
 
 
-def _kept(array: Tensor) -> Tensor:
+def kept(array: Tensor) -> Tensor:
     """The tensor, or a copy of it where it is likely to be overwritten.
 
     PyTorch counts changes in place, and an operator refuses to work after one. Two cases need a

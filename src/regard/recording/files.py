@@ -6,12 +6,9 @@ checked before memory is taken, and so are all numbers that a kernel would trust
 
 from __future__ import annotations
 
-import contextlib
 import json
-import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import numpy.typing as npt
 
 from regard import api, readouts
 from regard._arrays import as_numpy
+from regard._files import replacing
 from regard.errors import FileFormatError, OptionError, RegardError
 from regard.masks import Normal
 from regard.operator import AttentionWeights
@@ -57,7 +55,7 @@ def save(
     path = as_path(path)
     heads = table(recording) if heads is None else heads
     try:
-        with _replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+        with replacing(path) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
             calls = []
             for n, entry in enumerate(recording.entries):
                 scores = [row.scores for row in heads if row.call == n]
@@ -99,9 +97,12 @@ def load(path: str | Path, *, limit: int = 1 << 33) -> Recording:
 def as_path(given: Any) -> Path:
     """The path that was given. Raises OptionError for what is none."""
     try:
-        return Path(given)
+        path = Path(given)
     except TypeError as error:
         raise OptionError(f"a path of type {type(given).__name__}", "a text or a Path") from error
+    if "\0" in str(path):
+        raise OptionError(f"the path {str(path)!r}", "one without null characters")
+    return path
 
 
 # What the libraries that read may raise for bytes that are not what they should be.
@@ -110,22 +111,6 @@ _DAMAGED: tuple[type[Exception], ...] = (
     *(AttributeError, OverflowError, RecursionError, RegardError),
     *(zipfile.BadZipFile, zlib.error),
 )
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """A file beside the path, which takes its place when all is written."""
-    stream = tempfile.NamedTemporaryFile(  # noqa: SIM115 (it is renamed, not deleted)
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    )
-    try:
-        with stream:
-            yield stream
-        Path(stream.name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(stream.name).unlink()
-        raise
 
 
 def _place(call: int, name: str) -> str:
@@ -255,7 +240,7 @@ class _Reader:
             raise FileFormatError(f"{info.filename} has shape {there}", f"{shape}")
         with self._file.open(info) as member:
             found: Array = np.lib.format.read_array(member, allow_pickle=False)
-        return found
+        return found.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _read(reader: _Reader) -> Recording:

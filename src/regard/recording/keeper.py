@@ -52,6 +52,7 @@ class Keeper:
     def __init__(self, recording: Recording, plan: Plan) -> None:
         self._recording, self._plan = recording, plan
         self._growing: dict[str, Growing | Stepped] = {}  # the last record of each module
+        self._held: dict[int, dict[int, int]] = {}  # bytes by address, of each record by its id
         self._reduced, self._lost = 0, 0
         ids = codes(recording.tokens)
         self._ids = None if ids is None else np.atleast_2d(ids)
@@ -72,12 +73,12 @@ class Keeper:
             record = Growing(parts, crosses=kind == "cross")
             through = flow(call, chosen) if self._plan.values else None
             entry = Entry(name, kind, record, numbers, through)
-            if self._fits(entry.arrays):
+            if self._fits(entry.arrays, record):
                 self._growing[name] = record
                 self._recording.entries.append(entry)
                 return
         stepped = Stepped(parts, self._summary(call, parts, kind), crosses=kind == "cross")
-        if self._fits(stepped.arrays):
+        if self._fits(stepped.arrays, stepped):
             self._reduced += self._plan.lazy
             self._growing[name] = stepped
             self._recording.entries.append(Entry(name, kind, stepped, numbers))
@@ -107,13 +108,18 @@ class Keeper:
         known = call.found.results if call.found and call.found.wanted is wanted else None
         return summarise(weights, wanted, of_heads, known)
 
-    def _fits(self, arrays: list[Any], instead_of: Growing | Stepped | None = None) -> bool:
-        """Whether these arrays may be held besides all that are, but for those of one record."""
+    def _fits(self, arrays: list[Any], record: Growing | Stepped) -> bool:
+        """Whether these may be all that a record holds, besides what the others do."""
         if self._plan.budget is None:
             return True
-        others = (entry for entry in self._recording.entries if entry.source is not instead_of)
-        held = _memory(array for entry in others for array in entry.arrays)
-        return sum({**held, **_memory(arrays)}.values()) <= self._plan.budget
+        all_held = {**self._held, id(record): _memory(arrays)}
+        by_address: dict[int, int] = {}  # records share memory
+        for held in all_held.values():
+            by_address.update(held)
+        fits = sum(by_address.values()) <= self._plan.budget
+        if fits:
+            self._held = all_held
+        return fits
 
 
 def _memory(arrays: Iterable[Any]) -> dict[int, int]:

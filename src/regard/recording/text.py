@@ -19,10 +19,10 @@ from regard.errors import ModelError, OptionError
 from regard.recording.models import first_line, pretrained
 from regard.recording.record import Recording
 from regard.recording.watching import watch
+from regard.viewer.text import CLOSING
 
 __all__ = ["Passage", "Reader", "load", "readable", "words"]
 
-_CLOSING = frozenset(".,;:!?)]}%’”'…、。，")
 _JOINS = frozenset("'’")
 _FIRST_IDEOGRAPH = "\u2e80"  # from here on, a character is a word
 _UNLIMITED = 1_000_000  # tokenizers write a huge number where they know no limit
@@ -169,7 +169,7 @@ def readable(tokens: Sequence[str]) -> tuple[list[str], list[bool]]:
     elif any("▁" in token for token in tokens):
         whole = [token.replace("▁", " ").replace("<0x0A>", "\n") for token in tokens]
     else:
-        return list(tokens), [not t.startswith("##") and t[:1] not in _CLOSING for t in tokens]
+        return list(tokens), [not t.startswith("##") and t[:1] not in CLOSING for t in tokens]
     before = ["\n", *whole]
     spaces = [t[:1].isspace() or b[-1:].isspace() for t, b in zip(whole, before, strict=False)]
     return [text.strip() or ("↵" if "\n" in text else "␣") for text in whole], spaces

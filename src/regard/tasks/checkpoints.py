@@ -30,6 +30,7 @@ from regard.errors import FileFormatError
 __all__ = ["Checkpoint", "newest", "remove", "write"]
 
 _WEIGHTS, _STATE, _TASK, _MANIFEST = "weights.safetensors", "state.pt", "task.json", "manifest.json"
+_ABOUT = {"task", "settings", "step", "validation_loss", "assets", "tied"}
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ class Checkpoint:
         """Raises FileFormatError for a directory that is no checkpoint, or not a whole one."""
         try:
             manifest = json.loads((path / _MANIFEST).read_bytes())
+            about = json.loads((path / _TASK).read_bytes())
+            _check_names(manifest, about)
             for name, (size, digest) in manifest.items():
                 _check(path / name, size, digest)
-            return cls(path, json.loads((path / _TASK).read_bytes()))
+            return cls(path, about)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             if isinstance(error, FileFormatError):
                 raise
@@ -139,6 +142,15 @@ def _untied(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
         else:
             tied[name] = same
     return kept, tied
+
+
+def _check_names(manifest: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    missing = _ABOUT - set(about)
+    if missing:
+        raise ValueError(f"{_TASK} lacks {', '.join(sorted(missing))}")
+    for name in (*manifest, *about["assets"]):
+        if Path(name).name != name:
+            raise ValueError(f"{name} is no name of a file beside it")
 
 
 def _check(file: Path, size: int, digest: str) -> None:

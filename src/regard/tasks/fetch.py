@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from regard._files import decoded, read_bytes
 from regard.errors import FileFormatError
 
 __all__ = ["Published", "read_lines"]
@@ -51,13 +52,13 @@ class Published:
         path = folder / self.path
         packed = path.with_name(path.name + ".gz")
         if not path.exists() and packed.exists():
-            return _unpacked(_bytes(packed), str(packed)), str(packed)
+            return _unpacked(read_bytes(packed), str(packed)), str(packed)
         if not path.exists():
             raise FileFormatError(
                 f"there is no {self.path} in REGARD_DATA={folder}",
                 remedy=f"put it there from {self.address}, or unset REGARD_DATA to fetch it",
             )
-        return _bytes(path), str(path)
+        return read_bytes(path), str(path)
 
     def _fetched(self) -> tuple[bytes, str]:
         import pooch
@@ -71,21 +72,13 @@ class Published:
                 f"{self.address} could not be fetched: {' '.join(str(error).split())[:300]}",
                 remedy="try again, or put the file into a folder and set REGARD_DATA to that",
             ) from error
-        return _bytes(Path(path)), path
+        return read_bytes(Path(path)), path
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file of the user's own, gzipped or not. Raises FileFormatError."""
-    content = _bytes(path)
+    content = read_bytes(path)
     return _lines(_unpacked(content, str(path)) if path.suffix == ".gz" else content, str(path))
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-        raise FileFormatError(f"{path} cannot be read: {reason}") from error
 
 
 def _unpacked(content: bytes, name: str) -> bytes:
@@ -98,9 +91,7 @@ def _unpacked(content: bytes, name: str) -> bytes:
 
 
 def _lines(content: bytes, name: str) -> list[str]:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{name} is not text in UTF-8", "a plain text file") from error
-    lines = text.split("\n")  # not splitlines: a parallel text may hold other line separators
+    lines = decoded(content, name).split(
+        "\n"
+    )  # not splitlines: a parallel text may hold other line separators
     return [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]

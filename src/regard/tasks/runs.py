@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from regard import __version__
+from regard._files import replacing
 from regard.errors import FileFormatError, OptionError
 from regard.tasks import checkpoints, curve, find
 from regard.tasks.checkpoints import Checkpoint
@@ -172,6 +173,5 @@ def _say(broken: Sequence[FileFormatError], tell: Any) -> None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
-    draft.replace(path)
+    with replacing(path) as stream:
+        stream.write(json.dumps(content, indent=1, ensure_ascii=False).encode())

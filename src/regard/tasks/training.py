@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from regard.tasks import checkpoints
 from regard.tasks.checkpoints import Checkpoint
 from regard.tasks.configuration import as_dict, from_dict
 from regard.tasks.curve import Curve
+from regard.tasks.interruption import Interruption
 from regard.tasks.memory import keep_freed_memory
 from regard.tasks.task import CHANGEABLE, Task, TrainingSettings
 
@@ -106,17 +106,13 @@ def train(
     checkpoints_folder = folder / "checkpoints"
     checkpoints_folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    trainer = _trainer(task, settings, folder, checkpoints_folder, progress)
+    interruption = Interruption()
+    trainer = _trainer(task, settings, folder, checkpoints_folder, progress, interruption)
     learner = Learner(task)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        handler = signal.getsignal(signal.SIGINT)
-        try:
+        with interruption.heard():
             trainer.fit(learner, ckpt_path=None if start is None else start.path, weights_only=True)
-        except SystemExit as ended:  # which is what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from ended
-        finally:
-            signal.signal(signal.SIGINT, handler)
     return best(folder)
 
 
@@ -157,13 +153,19 @@ def continued(start: Checkpoint, given: Mapping[str, Any], task_type: type[Task[
 
 
 def _trainer(
-    task: Task[Any], settings: TrainingSettings, folder: Path, kept: Path, progress: bool
+    task: Task[Any],
+    settings: TrainingSettings,
+    folder: Path,
+    kept: Path,
+    progress: bool,
+    interruption: Interruption,
 ) -> Trainer:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     limit = None if settings.minutes is None else timedelta(minutes=settings.minutes)
     timer = Timer(limit)
-    callbacks: list[Callback] = [timer, Curve(folder / "curve.jsonl", timer, not progress)]
+    curve = Curve(folder / "curve.jsonl", timer, not progress)
+    callbacks: list[Callback] = [interruption, timer, curve]
     if settings.average:
         callbacks.append(_averaging(settings.average))
     if settings.patience is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regard.errors import OptionError
+from regard.errors import DtypeError, OptionError
 from regard.layers.heads import attend, dense
 from regard.masks import as_mask, causal, keys
 
@@ -114,6 +114,9 @@ def _masks(
     """(mask, bias) of PyTorch's two masks, with the keys at the end that every query sees."""
     if is_causal and attn_mask is None:
         raise OptionError("is_causal=True without attn_mask", "the mask that it says is causal")
+    for name, given in (("key_padding_mask", padding), ("attn_mask", attn_mask)):
+        if given is not None and given.dtype != torch.bool and not given.is_floating_point():
+            raise DtypeError(f"{name} of type {given.dtype}", "booleans, or numbers to be added")
     surplus = int(module.bias_k is not None) + int(module.add_zero_attn)
     seen: list[Any] = []
     added: list[Tensor] = []

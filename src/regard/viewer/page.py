@@ -12,11 +12,10 @@ import html
 import json
 import os
 import re
-import secrets
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
+from regard._files import replacing
 from regard.errors import OptionError
 from regard.viewer.comparison import pair
 from regard.viewer.header import header
@@ -75,31 +74,21 @@ def write_page(
     budget: int = 3_000_000,
 ) -> None:
     """Writes `page(record)` to `path`, whole or not at all; to where it leads, if it is a link."""
-    target = Path(path)
     text = page(record, against=against, budget=budget)
-    if target.exists() and not target.is_file():  # a pipe or a device cannot be replaced
-        target.write_text(text, encoding="utf-8", newline="\n")
-        return
-    target = Path(os.path.realpath(target))
-    temporary = target.with_name(f".{secrets.token_hex(8)}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as stream:
+        stream.write(text.encode())
 
 
 def iframe(
     record: Record,
     *,
-    against: Record | None = None,
     height: int = 900,
     budget: int = 3_000_000,
 ) -> str:
     """The page as an `<iframe srcdoc>` for a notebook: it shares neither scripts nor styles with
     what is around it.
     """
-    content = html.escape(page(record, against=against, budget=budget))
+    content = html.escape(page(record, budget=budget))
     return (
         f'<iframe srcdoc="{content}" sandbox="allow-scripts allow-downloads" '
         f'title="Attention" width="100%" height="{int(height)}" style="border:0"></iframe>'

@@ -19,6 +19,9 @@ from regard.viewer.text import Text
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
+# Of dense weights: the keys that are kept for each query, the rows and columns of pooled maps.
+_TOP_KEYS, _CELLS = 8, 64
+
 
 @dataclass(frozen=True)
 class Call:
@@ -144,23 +147,20 @@ class Call:
         layer: int,
         kinds: Sequence[str] = (),
         scores: Mapping[str, Floats] | None = None,
-        top_k: int = 8,
-        cells: int = 64,
         **places: Any,
     ) -> Call:
         """Everything that a call needs, from dense weights (H, Lq, Lk).
 
-        cells: the most rows and columns of the pooled maps. places: query_text, key_text,
-        first_query, head_numbers. Raises as the class does.
+        places: query_text, key_text, first_query, head_numbers. Raises as the class does.
         """
         if weights.ndim != 3:
             raise ShapeError(f"{name}: weights have shape {weights.shape}", "(H, Lq, Lk)")
         h, lq, lk = weights.shape
-        k = min(top_k, lk)
+        k = min(_TOP_KEYS, lk)
         keys = np.argsort(-weights, axis=-1, kind="stable")[..., :k]
         best = np.take_along_axis(weights, keys, axis=-1)
         logs = np.log(np.where(weights > 0, weights, 1))
-        grid = min(cells, lq), min(cells, lk)
+        grid = min(_CELLS, lq), min(_CELLS, lk)
         return cls(
             name=name,
             layer=layer,

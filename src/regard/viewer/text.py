@@ -88,14 +88,14 @@ class Text:
             )
 
     @classmethod
-    def guess(cls, tokens: Sequence[str], special: Sequence[bool] = (), name: str = "text") -> Text:
+    def guess(cls, tokens: Sequence[str], name: str = "text") -> Text:
         """A text of which only the tokens are known: no space before "##…" and closing marks.
 
-        special: as above; left out, whatever looks like [CLS], <s> or <|end|> counts.
+        Whatever looks like [CLS], <s> or <|end|> counts as special.
         """
         looks = [len(t) > 2 and (t[0] + t[-1]) in ("[]", "<>") for t in tokens]
         spaces = [not t.startswith("##") and t[:1] not in CLOSING for t in tokens]
-        return cls(tokens, list(special) or looks, spaces, name)
+        return cls(tokens, looks, spaces, name)
 
     @classmethod
     def of_picture(
@@ -106,7 +106,6 @@ class Text:
         *,
         before: Sequence[str] = ("[CLS]",),
         after: Sequence[str] = (),
-        name: str = "image",
     ) -> Text:
         """The patches of an image, row by row, with special tokens before and after them.
 
@@ -116,4 +115,4 @@ class Text:
         tokens = [*before, *patches, *after]
         special = [n < len(before) or n >= len(tokens) - len(after) for n in range(len(tokens))]
         picture = Picture(data, rows, columns, first=len(before))
-        return cls(tokens, special, [True] * len(tokens), name, picture)
+        return cls(tokens, special, [True] * len(tokens), "image", picture)

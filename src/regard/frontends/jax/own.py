@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from regard.bias import LEAST_SCORE
 from regard.errors import BackendError
 from regard.frontends.jax.masks import as_dense
 from regard.masks import Normal
@@ -46,6 +47,10 @@ def _weights(problem: Problem) -> tuple[Any, Any]:
         scores = problem.softcap * jnp.tanh(scores / problem.softcap)
     if problem.bias is not None:
         scores = scores + _dense_bias(problem).astype(dtype)
+        low = (scores < LEAST_SCORE) & (scores > -jnp.inf)
+        # Gradients go through as if nothing were raised.
+        raised = scores - jax.lax.stop_gradient(scores) + LEAST_SCORE
+        scores = jnp.where(low, raised, scores)
         # What a bias hides is hidden from gradients too, or a row of −∞ makes them NaN.
         scores = jnp.where(scores == -jnp.inf, -jnp.inf, scores)
     if problem.mask is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from regard.bias import LEAST_SCORE
 from regard.errors import BackendError
 from regard.frontends.tensorflow.held import Held, is_tensor
 from regard.masks import Extent, Mask, flatten, visibility
@@ -49,6 +50,10 @@ def _weights(problem: Problem) -> tuple[Any, Any]:
         scores = problem.softcap * tf.tanh(scores / problem.softcap)
     if problem.bias is not None:
         scores = scores + tf.cast(problem.bias.tensor, dtype)
+        low = (scores < LEAST_SCORE) & (scores > hidden)
+        # Gradients go through as if nothing were raised.
+        raised = scores - tf.stop_gradient(scores) + LEAST_SCORE
+        scores = tf.where(low, raised, scores)
         # What a bias hides is hidden from gradients too, or a row of −∞ makes them NaN.
         scores = tf.where(scores == hidden, hidden, scores)
     if problem.mask is not None:

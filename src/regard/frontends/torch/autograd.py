@@ -141,7 +141,6 @@ class Transposed(torch.autograd.Function):
         if torch.is_grad_enabled():
             result = own.transposed(problem, y)
             return None, None, *_gradients([result], tensors, [d_result])
-        lse = lse.contiguous()  # hooks on saved tensors may have moved it
         problem = problem.replace(value=d_result, layout="BHLD")
         d_y = native.forward(problem, ctx.backend, want_lse=False)[0]
         wanted = list(ctx.needs_input_grad[2:])

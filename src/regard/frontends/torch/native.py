@@ -77,6 +77,7 @@ def backward(
     gradients = empty_gradients(arrays, wanted, lse)
     named = zip(_GRADIENTS, gradients, strict=True)
     written = {name: array for name, array in named if array is not None}
+    lse = lse.contiguous()  # hooks on saved tensors may have moved it
     dispatch.backward(problem, output, lse, d_output, plain_lse(d_lse), backend, **written)
     return in_types_of(arrays, gradients)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from regard.bias import LEAST_SCORE
 from regard.errors import BackendError
 from regard.frontends.torch import masks
 from regard.masks import edge_count
@@ -94,6 +95,9 @@ def _weights(problem: Problem) -> tuple[Tensor, Tensor]:
         scores = problem.softcap * torch.tanh(scores / problem.softcap)
     if problem.bias is not None:
         scores = scores + dense_bias(problem).to(dtype)
+        low = (scores < LEAST_SCORE) & (scores > -torch.inf)
+        # Gradients go through as if nothing were raised.
+        scores = torch.where(low, scores - scores.detach() + LEAST_SCORE, scores)
         # What a bias hides is hidden from gradients too, or a row of −∞ makes them NaN.
         scores = scores.masked_fill(scores == -torch.inf, -torch.inf)
     seen = _seen(problem)

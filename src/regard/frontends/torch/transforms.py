@@ -163,7 +163,6 @@ class Backward(torch.autograd.Function):
             named = dict(zip(_differentiable(specification, arrays), found, strict=True))
             return tuple(named[name] for name in wanted)
         needed = tuple(name in wanted for name in native.ARRAYS)
-        lse = lse.contiguous()
         gradients = native.backward(problem, output, lse, d_output, d_lse, needed, backend)
         return tuple(gradient for gradient in gradients if gradient is not None)
 
