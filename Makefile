@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO := $(VENV)/.demo
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # An editable install knows the files that there were: a changed folder means to install again.
 FOLDERS := $(shell find src/regard -type d -not -name '__pycache__' -not -name '_native')
@@ -18,7 +19,7 @@ NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test test-slow check format bench benchmarks docs pictures results wheel clean
 
-demo: $(INSTALLED)
+demo: $(DEMO)
 	$(BIN)/regard explain examples/tides.txt --html attention.html
 
 test: $(INSTALLED)
@@ -63,12 +64,21 @@ clean:
 
 # The CPU build of PyTorch: on Linux a plain "torch" brings gigabytes of CUDA. Where no configured
 # source has it, PyTorch's own index does.
-$(INSTALLED): pyproject.toml constraints.txt $(NATIVE) $(FOLDERS)
+define INSTALL
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null \
 	  || $(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0+cpu 2>/dev/null \
 	  || $(BIN)/python -m pip install -q -c constraints.txt --extra-index-url $(TORCH_INDEX) \
 	       torch==2.13.0+cpu \
 	  || $(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(1)]'
+endef
+
+# What the demonstration needs is a part of what the tests do.
+$(DEMO): pyproject.toml constraints.txt $(NATIVE) $(FOLDERS)
+	$(call INSTALL,demo)
 	touch $@
+
+$(INSTALLED): pyproject.toml constraints.txt $(NATIVE) $(FOLDERS)
+	$(call INSTALL,dev)
+	touch $@ $(DEMO)

@@ -79,16 +79,18 @@ def ratios() -> str:
         cells = [_ratio(rows.get(f"{dtype} {case}")) for _, rows, case in ours for dtype in DTYPES]
         lines.append([ours[0][0], *cells])
     head = [f"{MACHINES[isa]}: {dtype}" for isa in ISAS for dtype in DTYPES]
-    note = """
-        ¹ PyTorch has no such mask and is given a dense one. ² beside plain matmul–softmax–matmul,
-        where that is faster than PyTorch's fused attention.
+    flex = [ratio(row, "flex") for isa in ISAS for row in measured("masks", isa).values()]
+    note = f"""
+        ¹ PyTorch's fused attention has no such mask and is given a dense one; compiled FlexAttention
+        has, and takes {min(flex):.1f} to {max(flex):.1f} times as long as Regard. ² beside plain
+        matmul–softmax–matmul, where that is faster than PyTorch's fused attention.
     """
     return f"{_table(['(B, H, L, D)', *head], lines)}\n\n{_prose(note)}"
 
 
 def others() -> str:
     """Peers, models and read-outs, in short."""
-    said = " ".join(f"On the {MACHINES[isa]} {_nearest(isa)}" for isa in ISAS)
+    said = "; ".join(f"on the {MACHINES[isa]} machine, {_nearest(isa)}" for isa in ISAS) + "."
     models = [
         f"{min(each):.2f} to {max(each):.2f} on the {MACHINES[isa]}"
         for isa in ISAS
@@ -99,8 +101,8 @@ def others() -> str:
         **Beside other libraries**, each in a process of its own: {said}
 
         **Whole models** of Hugging Face, `attn_implementation="regard"` beside `"sdpa"`, BERT-base
-        and GPT-2 at 512 and 1024 tokens, inference and training: {" and ".join(models)}; most of
-        their time goes into other things than attention.
+        and GPT-2 at 512 and 1024 tokens, inference and training: {" and ".join(models)}; attention
+        is a small part of their running time.
 
         **Read-outs** beside the output, at 8192 positions: {"; ".join(costs)}. Memory stays linear:
         the default set takes 40 MiB beyond its arrays there, and 150 MiB at 32,768 positions, where
@@ -112,7 +114,7 @@ def others() -> str:
 def _nearest(isa: str) -> str:
     rows = measured("peers", isa).values()
     ahead = sum(all(ratio(row, name) >= 1 for name in row["versions"]) for row in rows)
-    return f"Regard is the fastest in {ahead} of {len(rows)} rows."
+    return f"Regard is the fastest in {ahead} of {len(rows)} rows"
 
 
 def _costs(isa: str) -> str:

@@ -1,6 +1,6 @@
 """Train models that repeat what they read, and see how: the heads of a known mechanism, found.
 
-python examples/induction.py   (needs: pip install "regard[torch]"; half a minute on one core)
+python examples/induction.py   (needs: pip install ".[torch]"; half a minute on one core)
 
 A sequence is a random word of 6 to 16 different tokens, over and over. To continue it, a model
 looks for where its token stood before and copies what followed: an induction head. The keys of

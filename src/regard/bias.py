@@ -168,7 +168,7 @@ def alibi(slopes: Any, align: Align = None) -> Bias:
             gradient, or a list of numbers. An integer H stands for the authors' slopes,
             2^(−8 (h + 1) / H) for head h; where H is no power of two, those of the next lower one
             are followed by every other one of the next higher one.
-        align: as in the module's docstring.
+        align: which key query i stands on, as in `regard.causal`.
 
     Source: Press, Smith, Lewis, "Train Short, Test Long: Attention with Linear Biases Enables Input
     Length Extrapolation" (2022).
@@ -189,7 +189,7 @@ def relative_bias(table: Any, align: Align = None) -> Bias:
     Args:
         table: (H, 2 R + 1), or (1, 2 R + 1) for all heads: its middle is distance 0. An array of
             the framework of queries and keys, which gets a gradient.
-        align: as in the module's docstring.
+        align: which key query i stands on, as in `regard.causal`.
 
     Source: Shaw, Uszkoreit, Vaswani, "Self-Attention with Relative Position Representations"
     (2018), where distances are cut so; the bias a number for each, as in Raffel et al., "Exploring
@@ -221,7 +221,7 @@ def t5_bias(
     Args:
         weight: (buckets, H), as `relative_attention_bias.weight` of a T5 model. An array of the
             framework of queries and keys, which gets a gradient.
-        align: as in the module's docstring.
+        align: which key query i stands on, as in `regard.causal`.
 
     T5 does not scale its scores: pass scale=1.0 with it.
 

@@ -66,8 +66,10 @@ def plan(problem: Problem, backend: str | None) -> Plan:
     """What `forward` would do with this problem."""
     name, reason = choose(backend)
     seen, extent = problem.visibility, problem.extent
+    batch = len(extent.batch)
+    letters = ("B, " if batch == 1 else "…, " if batch else "") + "H, Lq, Lk"
     details = {
-        "problem": f"(B, H, Lq, Lk) = {extent.shape}, K = {problem.key_heads}, "
+        "problem": f"({letters}) = {extent.shape}, K = {problem.key_heads}, "
         f"D = {problem.head_size}, E = {problem.value_size}, {problem.dtype}, "
         f"sums in {problem.accumulation_dtype}",
         **({} if problem.vector is None else {"score": f"additive, {problem.activation}"}),

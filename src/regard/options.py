@@ -52,6 +52,8 @@ def checked_seed(seed: Any) -> Any:
 
 
 def _number(name: str, value: Any) -> float:
+    if isinstance(value, float):  # torch.compile, which may leave it open, can ask no more of it
+        return float(value)
     if getattr(value, "requires_grad", False):
         raise OptionError(
             f"{name} of type {type(value).__name__}",

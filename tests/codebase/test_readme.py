@@ -67,13 +67,15 @@ def test_the_readmes_have_the_same_sections():
         ("graphs", "linear in edges"),
         ("layers", "7 positions in each cache"),
         ("tensorflow", "tensors where they lie"),
+        ("readouts", ""),
         ("keras", "AttentionWeights (B, H, Lq, Lk) = (1, 4, 512, 512)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
 def test_the_pages_for_frameworks_run(page, says, capsys, monkeypatch, tmp_path):
     needed = {"graphs": "torch", "layers": "torch", "huggingface": "transformers"}
-    pytest.importorskip({**needed, "onnx": "onnxscript"}.get(page, page))
+    needed |= {"onnx": "onnxscript", "readouts": "numpy"}
+    pytest.importorskip(needed.get(page, page))
     monkeypatch.chdir(tmp_path)
     text = (README.parent / "docs" / f"{page}.md").read_text()
     names: dict = {}

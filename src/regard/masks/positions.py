@@ -63,7 +63,10 @@ class Prefix(Mask):
 
 
 def causal(align: Align = None) -> Mask:
-    """Query i sees key j when j <= i + offset; `align` as in the module's docstring.
+    """Query i sees key j when j <= i + offset.
+
+    align: which key query i stands on when Lq and Lk differ, i + offset: "upper_left" (offset 0),
+        "lower_right" (Lk − Lq, as with a cache), an integer, or an array (B,) of them.
 
     With Lq = 3 and Lk = 5:
 
@@ -80,7 +83,7 @@ def causal(align: Align = None) -> Mask:
 def window(left: int | None, right: int | None, align: Align = None) -> Mask:
     """Query i sees key j when -left <= j - (i + offset) <= right; None leaves that side open.
 
-    `window(2, 0)` is the query's own position and the two before it.
+    `window(2, 0)` is the query's own position and the two before it. align: as in `regard.causal`.
     """
     for name, size in (("left", left), ("right", right)):
         if size is not None and (not isinstance(size, (int, np.integer)) or size < 0):

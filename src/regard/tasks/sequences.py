@@ -38,12 +38,12 @@ class SequenceSettings(TrainingSettings):
         "transformer"
     )
     width: Annotated[int, "size of the vectors; an rnn takes twice as much", Range(1)] = 128
-    heads: Annotated[int, "of each attention of a transformer", Range(1)] = 4
-    layers: Annotated[int, "of a transformer's encoder, and of its decoder", Range(1)] = 4
+    heads: Annotated[int, "heads of each attention of a transformer", Range(1)] = 4
+    layers: Annotated[int, "layers of a transformer's encoder, and of its decoder", Range(1)] = 4
     feedforward: Annotated[int, "inner size of a transformer's feed-forward parts", Range(1)] = 256
     dropout: Annotated[float, "share of numbers that are dropped in training", Range(0, 1)] = 0.3
-    smoothing: Annotated[float, "of the labels", Range(0, 1)] = 0.1
-    tokens: Annotated[int, "of a batch, on its longer side, padding included", Range(1)] = 2048
+    smoothing: Annotated[float, "how much labels are smoothed", Range(0, 1)] = 0.1
+    tokens: Annotated[int, "tokens of a batch, on its longer side, padding included", Range(1)] = 2048
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ class TrainingSettings:
     ] = None
     rate: Annotated[float, "learning rate at its peak", Range(0)] = 1e-3
     warmup: Annotated[int, "steps until that peak, from which it falls as 1/√step", Range(0)] = 1000
-    weight_decay: Annotated[float, "of AdamW", Range(0)] = 1e-4
+    weight_decay: Annotated[float, "weight decay of AdamW", Range(0)] = 1e-4
     clip: Annotated[float, "longest gradient; longer ones are shortened to it", Range(0)] = 1.0
     average: Annotated[
         float, "decay of the weights' moving average, which is used; 0: none", Range(0, 1)
     ] = 0.998
-    seed: Annotated[int, "of weights, shuffling and dropout", Range(0)] = 1
+    seed: Annotated[int, "seed of weights, shuffling and dropout", Range(0)] = 1
     save_every: Annotated[int, "steps between checkpoints", Range(1)] = 500
-    precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], "of the arithmetic"] = (
+    precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], "precision of the arithmetic"] = (
         "32-true"
     )
     deterministic: Annotated[bool, "refuse operations that differ from run to run"] = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from regard.viewer.comparison import CHANGE
 from regard.viewer.packing import Chunks, LogCodes
 from regard.viewer.record import Call, Floats, Record, cell_edges, pool
 from regard.viewer.text import Picture, Text
@@ -19,6 +21,14 @@ DENSE_CODES = (
     (32, 2.6), (32, 3.2),
 )  # fmt: skip
 THUMBNAIL = 32
+# Kinds of heads that look at what is the same elsewhere, which a page opens with, and kinds that
+# look at places, whatever stands there.
+_BY_WORD = {"duplicate token", "induction"}
+_BY_PLACE = {
+    *("previous token", "next token", "itself", "first-token sink", "special-token sink"),
+    *("nearby tokens", "broad", "unknown"),
+}
+_WORD = re.compile(r"[^\W\d_]{4,}")
 MARGINALS = 2_000_000  # numbers of all heads together, for received and for entropy each
 
 
@@ -58,7 +68,7 @@ def header(records: Sequence[Record], chunks: Chunks, budget: int) -> dict[str, 
         "kinds": list(first.kinds),
         "texts": [_text_header(text) for text in first.texts],
         "runs": runs,
-        "start": _start(first.calls),
+        "start": _start(records),
     }
 
 
@@ -176,8 +186,40 @@ def _numbers(values: Floats) -> list[float | None]:
     return [float(f"{v:.5g}") if np.isfinite(v) else None for v in values]
 
 
-def _start(calls: Sequence[Call]) -> list[int]:
-    """The head to open with: the sharpest, since that is the easiest to read."""
-    means = [call.entropy.mean(-1) if call.queries else np.zeros(call.heads) for call in calls]
-    call = int(np.argmin([mean.min(initial=np.inf) for mean in means]))
-    return [call, int(means[call].argmin())]
+def _start(records: Sequence[Record]) -> list[int]:
+    """The head and the token to open with: a head whose keys depend on what the tokens are.
+
+    Of two records, the head that changed most. A token of -1 leaves the choice to the page.
+    """
+    record = records[-1]
+    merits = [_merit(call) if len(records) == 1 else call.scores[CHANGE] for call in record.calls]
+    call = int(np.argmax([np.nan_to_num(merit).max(initial=-np.inf) for merit in merits]))
+    head = int(np.nan_to_num(merits[call]).argmax())
+    return [call, head, _telling(record, record.calls[call], head)]
+
+
+def _merit(call: Call) -> Floats:
+    """(H,): how much the query tells about the key, in nats; some kinds come before or behind."""
+    shares = call.received / np.maximum(call.received.sum(-1, keepdims=True), 1e-30)
+    spread = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(-1)
+    told = spread - (call.entropy.mean(-1) if call.queries else 0)
+    first = [100 * (kind in _BY_WORD) - 100 * (kind in _BY_PLACE) for kind in call.kinds]
+    return np.asarray(told + np.array(first))
+
+
+def _telling(record: Record, call: Call, head: int) -> int:
+    """The word that reads another one most clearly."""
+    text, key_text = record.texts[call.query_text], record.texts[call.key_text]
+    best, found = 0.0, -1
+    for i, (key, weight) in enumerate(
+        zip(call.top_keys[head, :, 0], call.top_weights[head, :, 0], strict=True)
+        if call.top_keys.shape[-1]
+        else ()
+    ):
+        token = call.first_query + i
+        near = text is key_text and abs(int(key) - token) < 2
+        if key < 0 or near or key_text.special[key]:
+            continue
+        if weight > best and not text.special[token] and _WORD.fullmatch(text.tokens[token]):
+            best, found = float(weight), token
+    return found

@@ -204,7 +204,8 @@ def plan(problem: Problem, backend: str | None) -> dispatch.Plan:
         "runs on": str(device),
         "memory": "PyTorch's choice" if own.fused(problem) else ("quadratic in length"),
     }
-    return dispatch.Plan("torch", f"PyTorch's own {how}: no kernels of ours for {device}", details)
+    why = "asked for by name" if backend else f"no kernels of ours for {device}"
+    return dispatch.Plan("torch", f"PyTorch's own {how}: {why}", details)
 
 
 def _elsewhere(problem: Problem, backend: str | None) -> bool:

@@ -16,7 +16,7 @@ function chooseWith(id, choose) {
 
 function drawTop() {
   $("title").textContent = record.title;
-  const tokens = record.texts.reduce((sum, text) => sum + text.tokens.length, 0);
+  const tokens = shownTexts().reduce((sum, index) => sum + record.texts[index].tokens.length, 0);
   const counts = [...new Set(run().calls.map((call) => call.heads))];
   const size =
     counts.length === 1
@@ -72,8 +72,9 @@ async function copyLink() {
   setTimeout(() => (button.textContent = "Copy link"), 1600);
 }
 
-// A word near the middle, so that the page opens with something to see.
+// The word that the page opens with; one near the middle where none was chosen.
 function firstToken() {
+  if (record.start[2] >= 0) return record.start[2];
   const text = tokenText();
   const { first_query: first, queries } = currentCall();
   const middle = first + Math.floor(queries / 2);

@@ -212,7 +212,7 @@ function coverage({ values, total, whole, floor, k, error, compares }) {
   if (Number.isNaN(total)) {
     return `Sum ${formatScore(sum)}, over ${stored}.${hidden}`;
   }
-  const exact = error > 0.02 ? ` Numbers are exact to ±${Math.round(100 * error)} %.` : "";
+  const exact = error > 0.02 ? ` The page holds weights to within ${Math.round(100 * error)} %.` : "";
   const share = total > 0 ? Math.min(1, sum / total) : 0;
   const out = state.direction === "out";
   const what = out ? "its attention" : `the ${formatScore(total)} it receives`;
