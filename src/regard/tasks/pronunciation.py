@@ -45,7 +45,9 @@ class PronunciationSettings(SequenceSettings):
     layers: Annotated[int, "layers of a transformer's encoder, and of its decoder", Range(1)] = 3
     feedforward: Annotated[int, "inner size of a transformer's feed-forward parts", Range(1)] = 512
     dropout: Annotated[float, "share of numbers that are dropped in training", Range(0, 1)] = 0.1
-    tokens: Annotated[int, "tokens of a batch, on its longer side, padding included", Range(1)] = 4096
+    tokens: Annotated[int, "tokens of a batch, on its longer side, padding included", Range(1)] = (
+        4096
+    )
     rate: Annotated[float, "learning rate at its peak", Range(0)] = 3e-3
 
 

@@ -43,7 +43,9 @@ class SequenceSettings(TrainingSettings):
     feedforward: Annotated[int, "inner size of a transformer's feed-forward parts", Range(1)] = 256
     dropout: Annotated[float, "share of numbers that are dropped in training", Range(0, 1)] = 0.3
     smoothing: Annotated[float, "how much labels are smoothed", Range(0, 1)] = 0.1
-    tokens: Annotated[int, "tokens of a batch, on its longer side, padding included", Range(1)] = 2048
+    tokens: Annotated[int, "tokens of a batch, on its longer side, padding included", Range(1)] = (
+        2048
+    )
 
 
 @dataclass(frozen=True)

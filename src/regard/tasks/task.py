@@ -33,9 +33,9 @@ class TrainingSettings:
     ] = 0.998
     seed: Annotated[int, "seed of weights, shuffling and dropout", Range(0)] = 1
     save_every: Annotated[int, "steps between checkpoints", Range(1)] = 500
-    precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], "precision of the arithmetic"] = (
-        "32-true"
-    )
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed", "16-mixed"], "precision of the arithmetic"
+    ] = "32-true"
     deterministic: Annotated[bool, "refuse operations that differ from run to run"] = False
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "mps"], "where to train"] = "auto"
     devices: Annotated[int, "how many devices a machine", Range(1)] = 1
