@@ -82,8 +82,8 @@ def ratios() -> str:
     flex = [ratio(row, "flex") for isa in ISAS for row in measured("masks", isa).values()]
     note = f"""
         ¹ PyTorch's fused attention has no such mask and is given a dense one; compiled
-        FlexAttention has, and takes {min(flex):.1f} to {max(flex):.1f} times as long as Regard. ² beside plain
-        matmul–softmax–matmul, where that is faster than PyTorch's fused attention.
+        FlexAttention has, and takes {min(flex):.1f} to {max(flex):.1f} times as long as Regard. ²
+        beside plain matmul–softmax–matmul, where that is faster than PyTorch's fused attention.
     """
     return f"{_table(['(B, H, L, D)', *head], lines)}\n\n{_prose(note)}"
 
