@@ -199,13 +199,15 @@ REGARD_INLINE regard_array array_at(const regard_problem &p, const regard_array 
   return {static_cast<char *>(a.data) + at * element_size(p.dtype), 0, a.head_stride, a.row_stride};
 }
 
-// Rows of a matrix, of T or as they lie in an array.
+// Rows of a matrix, of T or as they lie in an array. Where memory is the limit, each element that
+// is read asks for the one `ahead` elements behind it.
 template <class S>
 struct Operand {
   const S *data;
   int64_t stride;
+  int64_t ahead = 0;
 
-  Operand from(int64_t row) const { return {data + row * stride, stride}; }
+  Operand from(int64_t row) const { return {data + row * stride, stride, ahead}; }
 };
 
 // Asks for a row that will be read soon. Where there is no such row it does no harm.
@@ -220,6 +222,20 @@ template <class S>
 inline Operand<S> in_place(const regard_array &a, int64_t batch, int64_t head, int64_t first) {
   const int64_t at = batch * a.batch_stride + head * a.head_stride + first * a.row_stride;
   return {static_cast<const S *>(a.data) + at, a.row_stride};
+}
+
+// Keys or values from `first` on, each of which asks for the `rows`-th after it. Of pages that are
+// hardly longer than that, each asks for its counterpart in the page of key `next`; -1: none.
+template <class S>
+inline Operand<S> streamed(const regard_problem &p, const regard_array &a, int64_t batch,
+                           int64_t head, int64_t first, int64_t next, int64_t rows) {
+  auto found = in_place<S>(array_at(p, a, batch, first), batch, head, first);
+  found.ahead = rows * a.row_stride;
+  if (!p.pages || p.page_size > 2 * rows) return found;
+  const S *there = found.data;
+  if (next >= 0) there = in_place<S>(array_at(p, a, batch, next), batch, head, next).data;
+  found.ahead = there - found.data;
+  return found;
 }
 
 // Rows [first, first + count) of one head as T: the array itself where that will do, else

@@ -36,10 +36,12 @@ struct DotProduct {
 };
 
 // parts[i * R + r] = keys[i] . queries[r] for K keys and R queries, lanes not yet summed up.
-// Queries are padded to whole vectors, keys are not.
+// Queries are padded to whole vectors, keys are not. Each line of a key asks for the one `ahead`
+// elements behind it, unless that is 0: in bursts they would stop the processor.
 template <class T, int K, int R, class S, class Join>
-REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size, Vec<T> *parts,
-                            Join join) {
+REGARD_INLINE void add_dots(const S *const *keys, int64_t ahead, const T *queries, int64_t size,
+                            Vec<T> *parts, Join join) {
+  constexpr int64_t kLine = 64 / sizeof(S);
   constexpr int L = kLanes<T>;
   const int64_t whole = size / L * L, stride = padded<T>(size);
   Vec<T> sum[K * R];
@@ -49,6 +51,7 @@ REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size
 #pragma GCC unroll 4
     for (int i = 0; i < K; ++i) {
       const Vec<T> key = load_as(keys[i] + d);
+      if (ahead && d % kLine == 0) __builtin_prefetch(keys[i] + d + ahead);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         sum[i * R + r] = join(key, load(queries + r * stride + d), sum[i * R + r], d);
@@ -69,7 +72,7 @@ REGARD_INLINE void add_dots(const S *const *keys, const T *queries, int64_t size
 
 // How many keys, of elements S, are asked for before they are read.
 template <class S>
-constexpr int kKeysAhead = 8;
+constexpr int kKeysAhead = 16;
 
 // to[j * width + r] = keys[j] . queries[r] for j < count and r < R. If width is R, whole vectors
 // are written.
@@ -81,9 +84,8 @@ REGARD_NOINLINE void dots(Operand<S> keys, const T *queries, int64_t size, int64
   for (int64_t j = 0; j < count; j += kKeys) {
     const S *key[kKeys];
     for (int i = 0; i < kKeys; ++i) key[i] = keys.data + std::min(j + i, count - 1) * keys.stride;
-    for (int i = 0; i < kKeys; ++i) prefetch_row(keys, j + kKeysAhead<S> + i, size);
     for (int i = 0; i < kKeys; i += kStep) {
-      add_dots<T, kStep, R>(key + i, queries, size, parts + i * R, join);
+      add_dots<T, kStep, R>(key + i, keys.ahead, queries, size, parts + i * R, join);
     }
     const Vec<T> all = sum_each<T>(parts);
     if (width == R) {

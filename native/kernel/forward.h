@@ -264,41 +264,43 @@ class Forward {
     if constexpr (RowBlock::kPairs) {
       if (paired(s)) {
         const auto pairs = s.block.pair_values(value, head, begin, count, s.values);
-        return add<0>(s, pairs, 0, (count + 1) / 2);
+        return add<false>(s, pairs, 0, (count + 1) / 2);
       }
     }
     if (rows.count <= kStepRows && !s.wary.on && p_.value_size == width_) {
       if constexpr (std::is_same_v<T, float>) {
-        if (p_.dtype == REGARD_FLOAT16) {
-          return add(s, in_place<Float16>(value, rows.batch, head, begin), count);
-        }
-        if (p_.dtype == REGARD_BFLOAT16) {
-          return add(s, in_place<BFloat16>(value, rows.batch, head, begin), count);
-        }
+        if (p_.dtype == REGARD_FLOAT16) return add_streamed<Float16>(s, head, begin, count);
+        if (p_.dtype == REGARD_BFLOAT16) return add_streamed<BFloat16>(s, head, begin, count);
       }
-      return add(s, in_place<T>(value, rows.batch, head, begin), count);
+      return add_streamed<T>(s, head, begin, count);
     }
     auto values =
         operand<T>(value, p_.dtype, rows.batch, head, begin, count, p_.value_size, true, s.values);
     const bool some = s.wary.on && view == View::kSome;
     if (some) values = s.wary.clean(values, count, width_, s.values);
-    add(s, values, count);
+    add_all<false>(s, values, count);
     if (some) s.wary.add_spoilt(p_, value, rows, head, begin, s.scores, s.output, width_);
   }
 
-  // With few rows all columns of some keys are read before the next keys, which are on their way.
+  // The same, of values that lie in memory and are read once.
   template <class S>
-  void add(State &s, Operand<S> values, int64_t count) const {
-    if (s.block.rows.count > kStepRows) return add<0>(s, values, 0, count);
-    for (int64_t j = 0; j < count; j += kStep) {
-      add<kStep>(s, values, j, std::min<int64_t>(kStep, count - j));
-    }
+  void add_streamed(State &s, int64_t head, int64_t begin, int64_t count) const {
+    const int64_t next = begin + count < s.block.sight.last() ? begin + count : -1;
+    const auto values = streamed<S>(p_, p_.value, s.block.rows.batch, head, begin, next, kStep);
+    add_all<true>(s, values, count);
   }
-  template <int kAhead, class S>
+  // With few rows all columns of some keys are read before the next keys, which are on their way.
+  template <bool kAsks, class S>
+  void add_all(State &s, Operand<S> values, int64_t count) const {
+    const int64_t step = s.block.rows.count > kStepRows ? count : kStep;
+    for (int64_t j = 0; j < count; j += step) add<kAsks>(s, values, j, std::min(step, count - j));
+  }
+  template <bool kAsks, class S>
   void add(State &s, Operand<S> values, int64_t first, int64_t count) const {
-    product<T, Left::kAcross, kAhead>(
-        s.scores + first * s.width, s.width, values.data + first * values.stride, values.stride,
-        s.output, width_, s.block.rows.count, width_ / kLanes<T>, count, first > 0 || !s.fresh);
+    product<T, Left::kAcross, kAsks>(s.scores + first * s.width, s.width,
+                                     values.data + first * values.stride, values.stride, s.output,
+                                     width_, s.block.rows.count, width_ / kLanes<T>, count,
+                                     first > 0 || !s.fresh, values.ahead);
   }
 
   void rescale_rows(State &s) const {

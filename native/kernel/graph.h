@@ -391,7 +391,7 @@ class Graph {
           at[n] = rows.data + row.others[std::min(e + i + n, row.count - 1)] * rows.stride;
         }
         if (e + i < row.count) {
-          add_dots<T, kStep, 1>(at, own, size, parts + i, join);
+          add_dots<T, kStep, 1>(at, 0, own, size, parts + i, join);
         } else {
           std::fill_n(parts + i, kStep, broadcast<T>(0));
         }

@@ -106,22 +106,22 @@ class Block {
   // Products of few rows and keys read from their array, `width` elements from key to key.
   void products(int64_t begin, int64_t end, int64_t width, T *to) const {
     const regard_problem &p = *problem_;
-    const int64_t head = rows.head[0] / (p.heads / p.key_heads);
-    const regard_array key = array_at(p, p.key, rows.batch, begin);
     if constexpr (std::is_same_v<T, float>) {
-      if (p.dtype == REGARD_FLOAT16) {
-        return few_products(in_place<Float16>(key, rows.batch, head, begin), end - begin, width,
-                            to);
-      }
-      if (p.dtype == REGARD_BFLOAT16) {
-        return few_products(in_place<BFloat16>(key, rows.batch, head, begin), end - begin, width,
-                            to);
-      }
+      if (p.dtype == REGARD_FLOAT16) return few_products<Float16>(begin, end, width, to);
+      if (p.dtype == REGARD_BFLOAT16) return few_products<BFloat16>(begin, end, width, to);
     }
-    few_products(in_place<T>(key, rows.batch, head, begin), end - begin, width, to);
+    few_products<T>(begin, end, width, to);
   }
 
  private:
+  template <class S>
+  void few_products(int64_t begin, int64_t end, int64_t width, T *to) const {
+    const regard_problem &p = *problem_;
+    const int64_t head = rows.head[0] / (p.heads / p.key_heads);
+    const int64_t next = end < sight.last() ? end : -1;
+    const auto keys = streamed<S>(p, p.key, rows.batch, head, begin, next, kKeysAhead<S>);
+    few_products(keys, end - begin, width, to);
+  }
   template <class S>
   void few_products(Operand<S> keys, int64_t count, int64_t width, T *to) const {
     few_dots(keys, queries_, problem_->head_size, count, rows.count, to, width);

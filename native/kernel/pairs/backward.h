@@ -51,7 +51,7 @@ class PairBackward : public Panels<float, PairBlock, PairBackward> {
     auto &g = s.blocks[index];
     const Rows<float> &rows = g.block.rows;
     const int64_t count = end - begin, first_pair = index * kBlock<float> / 2;
-    const auto values = pairs_in_place(p_.value, s.batch, s.value_head, begin);
+    const auto values = pairs_of(in_place<uint16_t>(p_.value, s.batch, s.value_head, begin));
     g.tile(view, {}, values, begin, end, s.weights, s.d_scores, true, s.distances);
 
     const int vectors = rows.width / kLanes<float>, pairs = (vectors + 1) / 2 * kLanes<float>;

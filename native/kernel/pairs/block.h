@@ -62,10 +62,11 @@ class PairBlock {
   void products(int64_t begin, int64_t end, int64_t width, float *to) const {
     const regard_problem &p = *problem_;
     const int64_t head = rows.head[0] / (p.heads / p.key_heads), pairs = depth(p.head_size);
+    const int64_t next = end < sight.last() ? end : -1;
     const auto keys =
-        pairs_in_place(array_at(p, p.key, rows.batch, begin), rows.batch, head, begin);
+        pairs_of(streamed<uint16_t>(p, p.key, rows.batch, head, begin, next, kKeysAhead<Pair>));
     if (few()) {
-      const Operand<Pair> left{reinterpret_cast<const Pair *>(keys.data), keys.stride};
+      const Operand<Pair> left{reinterpret_cast<const Pair *>(keys.data), keys.stride, keys.ahead};
       few_dots(left, queries_, pairs, end - begin, rows.count, to, width, PairProduct());
     } else {
       packed_products(keys, reinterpret_cast<const Pair *>(queries_), pairs, end - begin, rows, to);

@@ -60,10 +60,8 @@ inline void copy_pairs(const void *from, int64_t n, float factor, float *to) {
 }
 
 // Rows [first, ...) of one head, in pairs of elements, which must lie so.
-inline Operand<float> pairs_in_place(const regard_array &a, int64_t batch, int64_t head,
-                                     int64_t first) {
-  const auto rows = in_place<uint16_t>(a, batch, head, first);
-  return {reinterpret_cast<const float *>(rows.data), rows.stride / 2};
+inline Operand<float> pairs_of(Operand<uint16_t> rows) {
+  return {reinterpret_cast<const float *>(rows.data), rows.stride / 2, rows.ahead / 2};
 }
 
 // Two rows of `size` bfloat16 side by side, then zeros up to `width` pairs. A row that is null is
