@@ -234,6 +234,35 @@ REFUSED = {
 }
 
 
+MADE_OF_REFUSED = [
+    (lambda: regard.causal([[1], [2, 3]]), errors.ShapeError, "lists of different lengths"),
+    (lambda: regard.keys([[True], [True, False]]), errors.ShapeError, "keys.*different lengths"),
+    (lambda: regard.blocks(np.eye(2, dtype=bool), 2.0), errors.OptionError, r"blocks\(size=2.0"),
+    (lambda: regard.neighborhood(None, 1), errors.OptionError, "shape=None.*integers"),
+    (lambda: regard.neighborhood((4, 4), 1.5), errors.OptionError, "radius=1.5.*integers"),
+    (lambda: regard.documents(cu_lengths=5), errors.MaskError, r"cu_lengths=5.*\(n \+ 1,\)"),
+    (lambda: regard.causal().draw(-1), errors.OptionError, "queries=-1"),
+    (lambda: regard.alibi("abc"), errors.DtypeError, "numbers"),
+    (lambda: regard.merge(3, [Q]), errors.OptionError, "outputs of type int.*a list"),
+    (lambda: regard.merge([Q[0, 0]], [Q[0, 0, 0]]), errors.ShapeError, r"\(B, H, Lq, E\)"),
+    (
+        lambda: regard.merge([np.ones((1, 2, 3, 4), int)], [np.ones((1, 2, 3))]),
+        errors.DtypeError,
+        "outputs of type int64.*floats",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), MADE_OF_REFUSED)
+def test_what_masks_biases_and_parts_are_made_of(call, kind, text):
+    with pytest.raises(kind, match=text):
+        call()
+
+
+def test_no_entries_are_none():
+    assert regard.weights(Q, K).entries([], []).shape == (2, 4, 0)
+
+
 @pytest.mark.parametrize("place", range(4))
 def test_bytes_in_the_other_order_are_refused_after_plain_calls_too(place):
     arrays = [Q, K, V, np.ones((5, 7), "f4")]

@@ -6,12 +6,24 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["as_it_is", "as_numpy", "dtype_name", "is_array"]
+from regard.errors import ShapeError
+
+__all__ = ["as_array", "as_it_is", "as_numpy", "dtype_name", "is_array"]
 
 
 def is_array(value: object) -> bool:
     """Whether `value` is an array of some framework (it has a shape and an element type)."""
     return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def as_array(value: Any, name: str) -> Any:
+    """An array as it is, anything else in NumPy. Raises: ShapeError for ragged lists."""
+    if is_array(value):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"{name} as lists of different lengths", "rows of one length") from error
 
 
 def dtype_name(array: Any) -> str:

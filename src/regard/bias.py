@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from regard._arrays import dtype_name, is_array
+from regard._arrays import as_array, dtype_name, is_array
 from regard.errors import DtypeError, OptionError, ShapeError
 from regard.masks import Extent
 from regard.masks.positions import Align, checked_align, offset_of
@@ -284,7 +284,10 @@ def spread(table: npt.NDArray[Any], extent: Extent) -> npt.NDArray[Any]:
 def _array(given: Any, name: str) -> tuple[Any, bool]:
     """An array of floats, and whether it was made here."""
     if not is_array(given):
-        return np.asarray(given, np.float64), True
+        found = as_array(given, name)
+        if found.dtype.kind not in "biuf":
+            raise DtypeError(f"{name} of type {found.dtype}", "numbers")
+        return found.astype(np.float64), True
     if "float" not in dtype_name(given):
         raise DtypeError(f"{name} of type {dtype_name(given)}", "floats", "convert it")
     return given, False

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from regard.errors import OptionError, ShapeError
+from regard._arrays import dtype_name
+from regard.errors import DtypeError, OptionError, ShapeError
 from regard.frontends import front_end
 from regard.problem import LAYOUTS
 
@@ -44,6 +45,7 @@ def merge(outputs: Sequence[Any], lses: Sequence[Any], *, layout: str = "BHLD") 
     """
     if layout not in LAYOUTS:
         raise OptionError(f"layout={layout!r}", '"BHLD" or "BLHD"')
+    outputs, lses = _listed(outputs, "outputs"), _listed(lses, "lses")
     if not outputs or len(outputs) != len(lses):
         raise ShapeError(
             f"{len(outputs)} outputs and {len(lses)} log-sum-exps", "one or more, of one as of each"
@@ -78,7 +80,18 @@ def _cast(array: Any, dtype: Any, space: Any) -> Any:
     return array.to(dtype) if hasattr(array, "to") else space.asarray(array, dtype)
 
 
+def _listed(given: Any, name: str) -> list[Any]:
+    try:
+        return list(given)
+    except TypeError as error:
+        raise OptionError(f"{name} of type {type(given).__name__}", "a list of arrays") from error
+
+
 def _check(output: Any, lse: Any, first: Any, layout: str) -> None:
+    if "float" not in dtype_name(output):
+        raise DtypeError(f"outputs of type {dtype_name(output)}", "floats")
+    if len(output.shape) < 3:
+        raise ShapeError(f"output {tuple(output.shape)}", "(B, H, Lq, E), B optional")
     *lead, one, other, _ = output.shape
     rows = (*lead, one, other) if layout == "BHLD" else (*lead, other, one)
     if output.shape != first.shape or tuple(lse.shape) != rows:

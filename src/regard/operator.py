@@ -122,7 +122,7 @@ class AttentionWeights(ReadOuts):
                 f"{len(i)} queries and {len(j)} keys", "as many of one as of the other"
             )
         host = self._host()
-        values = np.empty((*host.extent.shape[:-2], len(i))).reshape(-1, host.extent.heads, len(i))
+        values = np.empty((host.extent.flat_batch, host.extent.heads, len(i)))
         for n, (row, column) in enumerate(zip(i.tolist(), j.tolist(), strict=True)):
             for b, h in self._heads():
                 pair = slice(row, row + 1), slice(column, column + 1)

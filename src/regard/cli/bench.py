@@ -137,11 +137,13 @@ def _show(rows: list[tuple[Case, dict[str, Timing]]], dtype: str, torch: Any) ->
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("Case", no_wrap=True)
-    for title in ("B,H,Lq,Lk,D", "Regard", "PyTorch", "Ratio", "Spread"):
+    for title in ("B,H/K,Lq,Lk,D", "Regard", "PyTorch", "Ratio", "Spread"):
         table.add_column(title, justify="right", no_wrap=True)
     for case, times in rows:
         ours, other = times["regard"], times["torch"]
-        sizes = (case.batch, case.heads, case.queries, case.keys, case.head_size)
+        shared = "" if case.key_heads == case.heads else f"/{case.key_heads}"
+        heads = f"{case.heads}{shared}"
+        sizes = (case.batch, heads, case.queries, case.keys, case.head_size)
         table.add_row(
             case.name,
             ",".join(map(str, sizes)),

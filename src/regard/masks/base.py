@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regard._arrays import as_numpy, dtype_name, is_array
-from regard.errors import MaskError
+from regard.errors import MaskError, OptionError
 from regard.masks.intervals import EVERYTHING, Extent, Visibility
 
 __all__ = ["Mask", "Normal", "as_mask", "check_dense", "flat", "flatten", "rebuild", "visibility"]
@@ -62,6 +62,9 @@ class Mask:
 
         Of a mask that differs between batch elements or heads it shows the first.
         """
+        for name, count in (("queries", queries), ("keys", 0 if keys is None else keys)):
+            if not isinstance(count, (int, np.integer)) or count < 0:
+                raise OptionError(f"draw({name}={count!r})", "a number of them, 0 or more")
         extent = Extent((1,), 1, queries, queries if keys is None else keys)
         seen = np.broadcast_to(_drawable(self, extent), (extent.queries, extent.keys))
         return "\n".join(" ".join("■" if cell else "·" for cell in row) for row in seen)

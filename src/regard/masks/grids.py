@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from regard._arrays import as_numpy, dtype_name, is_array
+from regard._arrays import as_array, as_numpy, dtype_name
 from regard.errors import MaskError, OptionError
 from regard.masks.base import Mask, flat
 from regard.masks.intervals import Extent, Visibility, runs, stack
@@ -86,6 +86,11 @@ class Blocks(Mask):
         return Visibility(np.repeat(each, rows, axis=2)[:, :, : extent.queries])
 
 
+def _each(given: Any, count: int) -> tuple[Any, ...]:
+    """One number for each of so many; what else there is, as a tuple."""
+    return tuple(given) if isinstance(given, Iterable) else (given,) * count
+
+
 def neighborhood(
     shape: int | Sequence[int], radius: int | Sequence[int], *, border: Border = "clip"
 ) -> Mask:
@@ -100,8 +105,8 @@ def neighborhood(
     `neighborhood((64, 64), 3)` is local attention over an image of 64 × 64 patches. Tokens that
     are not on the grid, and further conditions, are added with `|` and `&`.
     """
-    sizes = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-    radii = (radius,) * len(sizes) if isinstance(radius, (int, np.integer)) else tuple(radius)
+    sizes = _each(shape, 1)
+    radii = _each(radius, len(sizes))
     given = f"neighborhood(shape={shape}, radius={radius})"
     if not 1 <= len(sizes) <= 3 or len(radii) != len(sizes):
         raise OptionError(given, "one to three axes, with one radius or one for each")
@@ -119,13 +124,13 @@ def blocks(on: Any, size: int | tuple[int, int]) -> Mask:
     size: rows and columns of a block, or one number for both. The last block of a row or column
         may be cut short.
     """
-    on = on if is_array(on) else np.asarray(on)
+    on = as_array(on, "blocks(on)")
     if dtype_name(on) != "bool" or len(on.shape) < 2:
         raise MaskError(
             f"blocks(on) of type {dtype_name(on)} and shape {tuple(on.shape)}",
             "boolean, a row for each block of queries, a column for each block of keys",
         )
-    sides = (size, size) if isinstance(size, (int, np.integer)) else tuple(size)
+    sides = _each(size, 2)
     if len(sides) != 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sides):
         raise OptionError(f"blocks(size={size!r})", "rows and columns of a block, 1 or more")
     return Blocks(on, (int(sides[0]), int(sides[1])))

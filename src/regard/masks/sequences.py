@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regard._arrays import as_numpy, dtype_name, is_array
+from regard._arrays import as_array, as_numpy, dtype_name
 from regard.errors import MaskError, OptionError
 from regard.masks.arguments import integers, per_batch, sequence_of
 from regard.masks.base import Mask
@@ -120,7 +120,7 @@ def lengths(keys: Any = None, queries: Any = None) -> Mask:
 
 def keys(keep: Any) -> Mask:
     """Batch element b's queries see key j when keep[b, j]; boolean (B, Lk): padding on any side."""
-    keep = keep if is_array(keep) else np.asarray(keep)
+    keep = as_array(keep, "keys(keep)")
     if dtype_name(keep) != "bool":
         raise MaskError(
             f"keys(keep) of type {dtype_name(keep)}",
@@ -144,7 +144,10 @@ def documents(ids: Any = None, key_ids: Any = None, *, cu_lengths: Any = None) -
             "either ids= or cu_lengths=",
         )
     if cu_lengths is not None:
-        return CumulativeDocuments(integers(cu_lengths, "documents(cu_lengths)"))
+        bounds = integers(cu_lengths, "documents(cu_lengths)")
+        if isinstance(bounds, int):
+            raise MaskError(f"documents(cu_lengths={bounds})", "(n + 1,) integers, from 0 up")
+        return CumulativeDocuments(bounds)
     ids = integers(ids, "documents(ids)")
     return Documents(ids, ids if key_ids is None else integers(key_ids, "documents(key_ids)"))
 
