@@ -46,6 +46,16 @@ REFUSED = {
         errors.OptionError,
         "dropout_p of type str.*a plain number",
     ),
+    "layout as an array": (
+        lambda: regard.attention(Q, K, V, layout=np.ones(2)),
+        errors.OptionError,
+        "layout=.*BHLD",
+    ),
+    "backend as an array": (
+        lambda: regard.attention(Q, K, V, backend=np.ones(2)),
+        errors.BackendError,
+        "backend=.*native or reference",
+    ),
     "several seeds": (
         lambda: regard.attention(Q, K, V, dropout_p=0.1, dropout_seed=np.arange(2)),
         errors.OptionError,
@@ -300,6 +310,9 @@ READ_OUTS_REFUSED = [
     (lambda: W.read(entropy={"n": 3}), errors.OptionError, "entropy=True"),
     (lambda: W.read(lse={"n": 3}), errors.OptionError, "lse=True"),
     (lambda: W.attend(V, top_k=0), errors.OptionError, "k=0"),
+    (lambda: W.rows([[1], [2, 3]]), errors.ShapeError, "different lengths.*rows of one length"),
+    (lambda: W.pooled(([1], 2)), errors.ShapeError, "different lengths"),
+    (lambda: W.received(np.ones(2)), errors.OptionError, "reduce"),
 ]
 
 

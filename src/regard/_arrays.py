@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from regard.errors import ShapeError
 
-__all__ = ["as_array", "as_it_is", "as_numpy", "dtype_name", "is_array"]
+__all__ = ["among", "as_array", "as_it_is", "as_numpy", "dtype_name", "is_array"]
 
 
 def is_array(value: object) -> bool:
@@ -24,6 +25,11 @@ def as_array(value: Any, name: str) -> Any:
         return np.asarray(value)
     except ValueError as error:
         raise ShapeError(f"{name} as lists of different lengths", "rows of one length") from error
+
+
+def among(value: Any, allowed: Collection[str | None]) -> bool:
+    """Whether it is one of these texts; of an array, `in` would compare each element."""
+    return (value is None or isinstance(value, str)) and value in allowed
 
 
 def dtype_name(array: Any) -> str:
@@ -47,4 +53,7 @@ def as_numpy(array: Any) -> np.ndarray[Any, Any]:
         if dtype_name(array) == "bfloat16":
             array = array.float()
         return np.asarray(array.numpy())
-    return np.asarray(array)
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise ShapeError("lists of different lengths", "rows of one length") from error

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from regard._arrays import among
 from regard.errors import BackendError, MaskError
 from regard.kernels import native, reference
 from regard.kernels.native import Prepared
@@ -49,7 +50,7 @@ def choose(backend: str | None) -> tuple[str, str]:
 
     Raises: BackendError.
     """
-    if backend is not None and backend not in BACKENDS:
+    if not among(backend, (None, *BACKENDS)):
         own = "torch, jax or tensorflow for arrays of that framework"
         raise BackendError(f"backend={backend!r}", f"None, {' or '.join(BACKENDS)}, or {own}")
     if backend == "reference":

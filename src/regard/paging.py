@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regard._arrays import as_numpy, dtype_name, is_array
+from regard._arrays import as_numpy, dtype_name
 from regard.bias import Bias, arrays_in
 from regard.errors import BackendError, DtypeError, MaskError, OptionError, ShapeError
 from regard.frontends import front_end
@@ -177,7 +177,7 @@ def _check(front: Any, arrays: tuple[Any, ...], layout: str) -> None:
 
 
 def _lengths(lengths: Any, batch: int) -> npt.NDArray[np.int64]:
-    given = as_numpy(lengths if is_array(lengths) else np.asarray(lengths))
+    given = as_numpy(lengths)
     if given.dtype.kind not in "iu":
         raise DtypeError(f"lengths of type {dtype_name(given)}", "integers")
     if given.shape != (batch,) or (given < 0).any():
@@ -190,7 +190,7 @@ def _lengths(lengths: Any, batch: int) -> npt.NDArray[np.int64]:
 
 def _table(table: Any, lengths: npt.NDArray[np.int64], pages: Any) -> npt.NDArray[np.int32]:
     """The table as kernels read it, checked where they do."""
-    given = as_numpy(table if is_array(table) else np.asarray(table))
+    given = as_numpy(table)
     count, _, size, _ = pages.shape
     if given.dtype.kind not in "iu":
         raise DtypeError(f"a table of type {dtype_name(given)}", "integers")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from regard._arrays import as_numpy, dtype_name
+from regard._arrays import among, as_numpy, dtype_name
 from regard.bias import distance_count
 from regard.errors import DtypeError, MaskError, OptionError, ShapeError
 from regard.masks import (
@@ -244,9 +244,9 @@ def make(
 
     Raises: ShapeError, DtypeError, MaskError, OptionError.
     """
-    if layout not in LAYOUTS:
+    if not among(layout, LAYOUTS):
         raise OptionError(f"layout={layout!r}", '"BHLD" or "BLHD"')
-    if precision not in PRECISIONS:
+    if not among(precision, PRECISIONS):
         raise OptionError(f"precision={precision!r}", '"highest", "high" or None')
     _check_rank(query, key, value)
     if layout == "BLHD":

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from regard._arrays import as_numpy
+from regard._arrays import among, as_numpy
 from regard.errors import OptionError, ShapeError
 from regard.masks import Extent
 from regard.readouts.base import Array, Dense, Pooled, ReadOut, TopQueries, group_codes, whole
@@ -29,7 +29,7 @@ class Received(ReadOut):
         groups: Any = None,
     ) -> None:
         super().__init__(extent, dtype)
-        if reduce not in tuple(_REDUCTIONS):
+        if not among(reduce, tuple(_REDUCTIONS)):
             raise OptionError(f"received(reduce={reduce!r})", '"sum", "mean" or "max"')
         if queries is not None and groups is not None:
             raise OptionError("received(queries=…, groups=…)", "one of both")
@@ -99,9 +99,9 @@ class PooledMap(ReadOut):
         self, extent: Extent, dtype: str, shape: Any = (64, 64), reduce: str = "sum"
     ) -> None:
         super().__init__(extent, dtype)
-        if reduce not in ("sum", "max", "both"):
+        if not among(reduce, ("sum", "max", "both")):
             raise OptionError(f"pooled(reduce={reduce!r})", '"sum", "max" or "both"')
-        sizes = np.asarray(shape)
+        sizes = as_numpy(shape)
         if sizes.shape != (2,) or sizes.dtype.kind not in "iu" or sizes.min() < 1:
             raise OptionError(f"pooled(shape={shape})", "two sizes, 1 or more, rows and columns")
         self.reduce = reduce
