@@ -92,3 +92,27 @@ def test_such_a_row_in_jax():
             v
         )
         np.testing.assert_allclose(found, 1 / 70, rtol=0.01)
+
+
+@pytest.mark.parametrize("backend", [None, "tensorflow"])
+def test_such_a_row_in_tensorflow(backend):
+    tf = pytest.importorskip("tensorflow")
+    rng = np.random.default_rng(2)
+    q, k, v = (tf.constant(rng.standard_normal((1, 2, n, 8), "f4")) for n in (40, 70, 70))
+    bias = tf.constant(hidden("float32", -1e9))
+    with tf.GradientTape() as tape:
+        tape.watch(v)
+        total = tf.reduce_sum(regard.attention(q, k, v, bias=bias, backend=backend)[:, :, 3])
+    np.testing.assert_allclose(tape.gradient(total, v), 1 / 70, rtol=0.01)
+
+
+def test_edges_of_a_node_that_are_all_hidden_so(isa):
+    rng = np.random.default_rng(4)
+    edges = np.argwhere(np.ones((9, 7), bool)).T
+    bias = np.where(edges[1] == 5, np.float32(-1e9), np.float32(0))
+    mask = regard.graph(edges)
+    q, k, v = (rng.standard_normal((1, 2, n, 8), dtype=np.float32) for n in (7, 9, 9))
+    found = regard.attention(q, k, v, mask=mask, bias=bias)[0, :, 5]
+    np.testing.assert_allclose(found, v[0].mean(1), atol=1e-5)
+    weights = regard.weights(q, k, mask=mask, bias=bias).on_edges()
+    np.testing.assert_allclose(weights[..., edges[1] == 5].sum(-1), 1, atol=0.01)

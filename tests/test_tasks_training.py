@@ -231,6 +231,16 @@ def test_an_interruption_that_python_loses_is_raised_again():
     assert went_on
 
 
+def test_an_interruption_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption().heard():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_checkpoints_name_no_files_elsewhere(tmp_path):
     (tmp_path / "manifest.json").write_text('{"../secret": [1, "a"]}')
     about = {"task": "translation", "settings": {}, "step": 1, "validation_loss": 1, "tied": {}}

@@ -47,6 +47,30 @@ def test_codes_keep_the_error_that_they_state(last: int) -> None:
     assert back[:2].tolist() == [0, 0]
 
 
+def test_the_page_opens_on_a_head_that_goes_by_words() -> None:
+    words = ["tide", "rises", "moon", "pulls", "tide", "[SEP]"]
+    before = np.eye(6, k=-1, dtype=np.float32)
+    before[0, 0] = 1
+    same = np.full((6, 6), 0.1, np.float32)
+    same[4, 0], same[2, 5] = 0.7, 0.9
+    weights = np.stack([before, same / same.sum(-1, keepdims=True)])
+    text = Text.guess(words)
+    for kinds, start in (
+        (["previous token", "mixed"], [0, 1, 4]),  # "moon" reads [SEP], which is no word
+        (["mixed", "duplicate token"], [0, 1, 4]),
+        (["mixed", "broad"], [0, 0, -1]),  # nothing but neighbours
+    ):
+        call = Call.from_weights(weights, name="attention", layer=0, kinds=kinds)
+        assert parts(page(Record("", "", [text], [call])))[0]["start"] == start, kinds
+
+
+def test_a_comparison_opens_on_what_changed_most() -> None:
+    header, _ = parts(page(changed_record(), against=small_record()))
+    changes = [call["scores"]["change"] for call in header["runs"][1]["calls"]]
+    call, head = np.unravel_index(np.argmax(changes), np.shape(changes))
+    assert header["start"][:2] == [call, head] and max(changes[0]) == 0
+
+
 def test_a_short_text_keeps_every_weight_almost_exactly() -> None:
     record = small_record()
     header, chunks = parts(page(record))

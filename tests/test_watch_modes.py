@@ -228,3 +228,31 @@ def test_what_is_asked_wrongly_is_said(tmp_path, ask, text):
     with pytest.raises(errors.OptionError) as raised:
         ask(seen, tmp_path / "page.html")
     assert text in str(raised.value)
+
+
+class Cached(nn.Module):
+    """Attention of one head on all keys and values so far; values have `size` elements."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.keys = size, torch.zeros(1, 1, 0, 4)
+
+    def forward(self, x):
+        self.keys = torch.cat([self.keys, x], dim=2)
+        values = torch.ones(1, 1, self.keys.shape[2], self.size)
+        nn.functional.scaled_dot_product_attention(x, self.keys, values)
+        return x
+
+
+@pytest.mark.parametrize("roomy", [False, True])
+def test_a_record_that_grows_still_holds_its_values(roomy):
+    wide, after = Cached(1000), Cached(1)
+    model = nn.ModuleList([wide, after])
+    flow = 2 * 3 * 1000 * 4  # values and outputs of the first call
+    later = torch.randn(1, 1, 500, 4)
+    budget = (2 * flow if roomy else flow) + 4 * later.nbytes // 2
+    with watch(model, values=True, budget=budget, read_outs={"entropy": True}) as seen:
+        wide(torch.randn(1, 1, 3, 4))
+        wide(torch.randn(1, 1, 1, 4))
+        after(later)
+    assert any("was reached" in note for note in seen.notes) != roomy

@@ -28,15 +28,19 @@ inline void bend(const regard_problem &p, int64_t count, T *scores, T *slope) {
   }
 }
 
-// A score with its bias. A finite one below kLeastScore counts as that: where all are, as in a row
-// that -1e9 or the lowest number hides as a whole, logarithms of sums would be too large to hold
-// what weights are. Nowhere else does it change a weight.
+// A finite score with its bias counts as kLeastScore below that: where all are, as in a row that
+// -1e9 or the lowest number hides as a whole, logarithms of sums would be too large to hold what
+// weights are. Nowhere else does it change a weight.
 template <class T>
 constexpr T kLeastScore = -131072;
 template <class T>
+REGARD_INLINE Vec<T> raised(Vec<T> score) {
+  const auto finite = less(broadcast(-kInfinity<T>), score);
+  return select(finite, max(broadcast(kLeastScore<T>), score), score);
+}
+template <class T>
 REGARD_INLINE Vec<T> biased(Vec<T> score, Vec<T> factor, Vec<T> bias) {
-  const Vec<T> sum = fma(score, factor, bias);
-  return select(less(broadcast(-kInfinity<T>), sum), max(broadcast(kLeastScore<T>), sum), sum);
+  return raised<T>(fma(score, factor, bias));
 }
 
 // `factor` times scores [key][row] of rows r, r + 1, …, one in each lane, and `count` keys from

@@ -199,8 +199,8 @@ REGARD_INLINE regard_array array_at(const regard_problem &p, const regard_array 
   return {static_cast<char *>(a.data) + at * element_size(p.dtype), 0, a.head_stride, a.row_stride};
 }
 
-// Rows of a matrix, of T or as they lie in an array. Where memory is the limit, each element that
-// is read asks for the one `ahead` elements behind it.
+// Rows of a matrix, of T or as they lie in an array. Where memory is the limit, who reads an
+// element asks for the one `ahead` elements behind it; 0: for nothing.
 template <class S>
 struct Operand {
   const S *data;

@@ -272,10 +272,10 @@ class Graph {
     for (int64_t e = 0; e < row.count; ++e) {
       T lanes[L];
       const char *at = bias + row.edge[e] * p_.bias.key_stride * size;
-      const Vec<T> score = broadcast(scores[e]);
-      store(lanes, biased<T>(score, broadcast<T>(1), widen<T>(at, 1, p_.bias_dtype)));
-      scores[e] = lanes[0];
+      store(lanes, widen<T>(at, 1, p_.bias_dtype));
+      scores[e] += lanes[0];
     }
+    for (int64_t e = 0; e < row.count; e += L) store(scores + e, raised<T>(load(scores + e)));
   }
 
   void clear_bias(int64_t b, const Row &row) const {

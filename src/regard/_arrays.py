@@ -53,7 +53,4 @@ def as_numpy(array: Any) -> np.ndarray[Any, Any]:
         if dtype_name(array) == "bfloat16":
             array = array.float()
         return np.asarray(array.numpy())
-    try:
-        return np.asarray(array)
-    except ValueError as error:
-        raise ShapeError("lists of different lengths", "rows of one length") from error
+    return np.asarray(as_array(array, "an array"))

@@ -128,8 +128,9 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in FUNCTIONS:
-            query = args[0] if args else kwargs["query"]
-            if not (query.is_nested and query.layout is torch.strided):
+            query = args[0] if args else kwargs.get("query")
+            tensor = isinstance(query, torch.Tensor)
+            if tensor and not (query.is_nested and query.layout is torch.strided):
                 func = scaled_dot_product_attention
         return func(*args, **kwargs)
 

@@ -1,9 +1,6 @@
 """attention, weights, scores and plan: the three steps of the mechanism by name.
 
-Letters: B batch (any number of dimensions, none included), H query heads, K key heads (H divisible
-by K), Lq queries, Lk keys, D head size of queries and keys, E head size of values.
-
-A query that sees nothing has output 0 and weights 0. Errors: regard.errors.
+Letters, options and errors are those that `attention` names.
 """
 
 from __future__ import annotations
@@ -91,13 +88,8 @@ def attention(
         output = repeat(query, key, value, mask, bias, options)
         if output is not None:
             return output
-    given = {"sinks": sinks, **arrays_in(bias), **arrays_of(score)}
-    front = front_end(query=query, key=key, value=value, **given)
-    problem = _problem(
-        front,
-        query,
-        key,
-        value,
+    front, problem = _prepared(
+        {"query": query, "key": key, "value": value},
         mask=mask,
         bias=bias,
         scale=scale,
@@ -137,12 +129,8 @@ def weights(
     Returns:
         AttentionWeights, which refers to query and key and copies neither.
     """
-    given = {"sinks": sinks, **arrays_in(bias), **arrays_of(score)}
-    front = front_end(query=query, key=key, **given)
-    problem = _problem(
-        front,
-        query,
-        key,
+    front, problem = _prepared(
+        {"query": query, "key": key},
         mask=mask,
         bias=bias,
         scale=scale,
@@ -211,13 +199,8 @@ def plan(
 
     Arguments, and errors for what does not fit together, as in `attention`.
     """
-    given = {"sinks": sinks, **arrays_in(bias), **arrays_of(score)}
-    front = front_end(query=query, key=key, value=value, **given)
-    problem = _problem(
-        front,
-        query,
-        key,
-        value,
+    front, problem = _prepared(
+        {"query": query, "key": key, "value": value},
         mask=mask,
         bias=bias,
         scale=scale,
@@ -233,17 +216,20 @@ def plan(
     return made
 
 
-def _problem(front: Any, *arrays: Any, bias: Any = None, **options: Any) -> Problem:
-    """The problem of a call; a bias by distance is made a table for its sizes."""
+def _prepared(
+    arrays: dict[str, Any], *, bias: Any, sinks: Any, score: Any, **options: Any
+) -> tuple[Any, Problem]:
+    """The front end of a call and its problem; a bias by distance is made a table for its sizes."""
+    front = front_end(**arrays, sinks=sinks, **arrays_in(bias), **arrays_of(score))
+    options |= {"sinks": sinks, "score": score}
     if not isinstance(bias, Bias):
-        plain: Problem = front.make(*arrays, bias=bias, **options)
-        return plain
+        return front, front.make(*arrays.values(), bias=bias, **options)
     if not hasattr(front, "take"):
         raise BackendError(
             f"a bias by distance on {front.__name__.rpartition('.')[2]} arrays",
             "arrays of NumPy, PyTorch or JAX",
             "pass the bias as an array (H, Lq, Lk)",
         )
-    problem: Problem = front.make(*arrays, **options)
+    problem: Problem = front.make(*arrays.values(), **options)
     table = bias.table(front, problem.query, problem.extent, problem.accumulation_dtype)
-    return problem.with_distances(table)
+    return front, problem.with_distances(table)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from regard._arrays import dtype_name
+from regard._arrays import among, dtype_name
 from regard.errors import DtypeError, OptionError, ShapeError
 from regard.frontends import front_end
 from regard.problem import LAYOUTS
@@ -43,7 +43,7 @@ def merge(outputs: Sequence[Any], lses: Sequence[Any], *, layout: str = "BHLD") 
 
     Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
     """
-    if layout not in LAYOUTS:
+    if not among(layout, LAYOUTS):
         raise OptionError(f"layout={layout!r}", '"BHLD" or "BLHD"')
     outputs, lses = _listed(outputs, "outputs"), _listed(lses, "lses")
     if not outputs or len(outputs) != len(lses):

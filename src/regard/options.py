@@ -42,7 +42,7 @@ def checked_seed(seed: Any) -> Any:
     """An integer of some framework, None, or one of JAX's keys, which are two words."""
     if is_array(seed):
         name = dtype_name(seed)
-        fits = "int" in name if seed.ndim == 0 else name == "uint32"
+        fits = "int" in name if not len(seed.shape) else name == "uint32"
         known = fits or name.startswith("key")
     else:
         known = seed is None or (isinstance(seed, Integral) and not isinstance(seed, bool))
@@ -60,14 +60,12 @@ def _number(name: str, value: Any) -> float:
             "a plain number, since no gradient reaches it",
             "a learned factor belongs to the queries: multiply the queries by it",
         )
+    wrong = OptionError(
+        f"{name} of type {type(value).__name__}", "a plain number, known in advance"
+    )
+    if isinstance(value, str):
+        raise wrong
     try:
-        if not isinstance(value, str):
-            return float(value)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # an array, or a traced number without a value
-        pass
-    raise OptionError(f"{name} of type {type(value).__name__}", "a plain number, known in advance")
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise wrong from error  # an array, or a traced number without a value

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regard._arrays import as_numpy, dtype_name
+from regard._arrays import among, as_numpy, dtype_name
 from regard.bias import Bias, arrays_in
 from regard.errors import BackendError, DtypeError, MaskError, OptionError, ShapeError
 from regard.frontends import front_end
@@ -151,7 +151,7 @@ def _problem(
 
 def _check(front: Any, arrays: tuple[Any, ...], layout: str) -> None:
     query = arrays[0]
-    if layout not in LAYOUTS:
+    if not among(layout, LAYOUTS):
         raise OptionError(f"layout={layout!r}", '"BHLD" or "BLHD"')
     device = str(getattr(query, "device", "cpu"))  # NumPy's arrays have one since version 2
     if front.__name__ not in _IN_PLACE or not device.startswith("cpu"):

@@ -96,7 +96,7 @@ typedef struct {
   double negative_slope;  // 0 or more
   // Keys and values in pages, of the forward alone: key j of batch element b is row j % page_size
   // of page pages[b * pages_stride + j / page_size], and batch strides of keys and values go from
-  // page to page. Entries for keys that no query sees are not read. NULL: not in pages.
+  // page to page. What entries for keys that no query sees lead to is not read. NULL: not in pages.
   const int32_t *pages;
   int64_t pages_stride, page_size;
 } regard_problem;

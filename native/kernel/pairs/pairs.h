@@ -59,7 +59,7 @@ inline void copy_pairs(const void *from, int64_t n, float factor, float *to) {
   }
 }
 
-// Rows [first, ...) of one head, in pairs of elements, which must lie so.
+// Rows as pairs of elements, which must lie so.
 inline Operand<float> pairs_of(Operand<uint16_t> rows) {
   return {reinterpret_cast<const float *>(rows.data), rows.stride / 2, rows.ahead / 2};
 }

@@ -119,7 +119,7 @@ def check(**arrays: Array | None) -> None:
             raise DtypeError(
                 f"{name} of type {array.dtype}, whose bytes lie in the other order",
                 "this machine's order of bytes",
-                f'convert it: {name}.astype({name}.dtype.newbyteorder("="))',
+                'convert it: array.astype(array.dtype.newbyteorder("="))',
             )
 
 

@@ -98,20 +98,18 @@ class MultiHeadAttention(nn.Module):
         Raises: regard.errors.ShapeError, MaskError, DtypeError.
         """
         _check_input(query, self.width)
-        past = 0 if cache is None else cache.position
+        past, before = (0, 0) if cache is None else (cache.position, len(cache))
         held = (
             key
             if isinstance(key, KeyValueCache)
             else self.project(query if key is None else key, value, start=past)
         )
-        before = 0
-        if cache is not None:
-            before = len(cache)
-            cache.append(held.key, held.value)
-            held = cache
         queries = self.query(query).unflatten(-1, (self.heads, -1))
         if self.rotary is not None:
             queries = self.rotary(queries, past)
+        if cache is not None:
+            cache.append(held.key, held.value)
+            held = cache
         if self.position_bias is not None:
             own = self.position_bias
             if bias is None and held.shared == 1:
@@ -144,8 +142,10 @@ class MultiHeadAttention(nn.Module):
         """
         heads = (self.key_heads, -1)
         _check_input(key, self.key_width)
+        value = key if value is None else value
+        _check_input(value, self.key_width)
         keys = self.key(key).unflatten(-1, heads)
-        values = self.value(key if value is None else value).unflatten(-1, heads)
+        values = self.value(value).unflatten(-1, heads)
         if self.rotary is not None:
             keys = self.rotary(keys, start)
         return KeyValueCache(keys, values)

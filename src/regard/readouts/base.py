@@ -14,8 +14,18 @@ import numpy.typing as npt
 from regard.errors import OptionError
 from regard.masks import Extent
 
-__all__ = ["Array", "Dense", "Edges", "Pooled", "ReadOut", "TopK", "TopQueries"]
-__all__ += ["group_codes", "position", "whole"]
+__all__ = [
+    "Array",
+    "Dense",
+    "Edges",
+    "Pooled",
+    "ReadOut",
+    "TopK",
+    "TopQueries",
+    "group_codes",
+    "position",
+    "whole",
+]
 
 Array = npt.NDArray[Any]
 

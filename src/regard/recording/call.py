@@ -102,7 +102,7 @@ class Parts:
         return dataclasses.replace(self, **changes)
 
     def kept(self) -> Parts:
-        """Queries and keys as a record may hold them: copied where `_kept` says so."""
+        """Queries and keys as a record may hold them: copied where `kept` says so."""
         return self.replace(query=kept(self.query), key=kept(self.key))
 
     def operator(self) -> AttentionWeights:

@@ -52,7 +52,7 @@ class Keeper:
     def __init__(self, recording: Recording, plan: Plan) -> None:
         self._recording, self._plan = recording, plan
         self._growing: dict[str, Growing | Stepped] = {}  # the last record of each module
-        self._held: dict[int, dict[int, int]] = {}  # bytes by address, of each record by its id
+        self._held: dict[int, dict[int, int]] = {}  # bytes by address, by owner
         self._reduced, self._lost = 0, 0
         ids = codes(recording.tokens)
         self._ids = None if ids is None else np.atleast_2d(ids)
@@ -76,6 +76,8 @@ class Keeper:
             if self._fits(entry.arrays, record):
                 self._growing[name] = record
                 self._recording.entries.append(entry)
+                if through is not None:  # which a record that grows does not tell of
+                    self._held[id(through)] = _memory([through.value, through.output])
                 return
         stepped = Stepped(parts, self._summary(call, parts, kind), crosses=kind == "cross")
         if self._fits(stepped.arrays, stepped):

@@ -21,17 +21,18 @@ class Interruption(Callback):
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Until the block ends; it ends in KeyboardInterrupt."""
-        if threading.current_thread() is not threading.main_thread():  # others hear no signals
-            yield
-            return
-        before = signal.signal(signal.SIGINT, self._hear)
+        """Until the block ends, in KeyboardInterrupt. A handler that somebody has set stays."""
+        handler = signal.getsignal(signal.SIGINT)
+        main = threading.current_thread() is threading.main_thread()  # others may change nothing
+        if main and handler is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._hear)
         try:
             yield
         except SystemExit as ended:  # which is what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from ended
         finally:
-            signal.signal(signal.SIGINT, before)
+            if main and handler is not None:
+                signal.signal(signal.SIGINT, handler)
 
     def _hear(self, *_: Any) -> None:
         self._asked = True
